@@ -1,0 +1,214 @@
+"""NumPy arrays as arguments and results: what is taken, what is refused and what to pass instead."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .arguments import shown, shown_shape
+
+AnyArray = np.ndarray[Any, np.dtype[Any]]
+
+
+class Element(NamedTuple):
+    """How one dtype travels: the view that kernels read and write, and what they accumulate in."""
+
+    storage: np.dtype[Any]
+    accumulator: np.dtype[Any]
+
+
+def _element(storage: str, accumulator: str) -> Element:
+    return Element(np.dtype(storage), np.dtype(accumulator))
+
+
+# Numba has no float16 or bfloat16 on the CPU: both travel as uint16 and are accumulated in float32.  Narrow integers are
+# accumulated in int32 and truncated, which is exact modulo 2**bits.
+ELEMENTS = {
+    "float64": _element("float64", "float64"),
+    "float32": _element("float32", "float32"),
+    "float16": _element("uint16", "float32"),
+    "bfloat16": _element("uint16", "float32"),
+    "complex64": _element("complex64", "complex64"),
+    "complex128": _element("complex128", "complex128"),
+    "int8": _element("int8", "int32"),
+    "int16": _element("int16", "int32"),
+    "int32": _element("int32", "int32"),
+    "int64": _element("int64", "int64"),
+    "uint8": _element("uint8", "int32"),
+}
+NARROW_INTEGERS = ("int8", "int16", "uint8")
+
+_DTYPE_HINTS = {
+    "bool": "convert a mask with .astype(numpy.uint8) or .astype(numpy.float32)",
+    "uint16": "convert with .astype(numpy.int32), which holds every uint16 value, or .astype(numpy.float32)",
+    "uint32": "convert with .astype(numpy.int64) or .astype(numpy.float64)",
+    "uint64": "convert with .astype(numpy.int64) or .astype(numpy.float64)",
+    "longdouble": "convert with .astype(numpy.float64)",
+    "clongdouble": "convert with .astype(numpy.complex128)",
+    "object": "convert with .astype(numpy.float64)",
+}
+
+
+def check_array(name: str, value: Any) -> AnyArray:
+    """``value`` itself when it is a plain NumPy array (or memmap) of a supported dtype; TypeError saying what to pass otherwise."""
+    kind = type(value)
+    if kind is not np.ndarray and kind is not np.memmap:
+        raise TypeError(f"{name} must be a numpy.ndarray, got {_kind(kind)}: {_instead(name, value)}")
+    if value.dtype.name not in ELEMENTS:
+        hint = _DTYPE_HINTS.get(value.dtype.name) or _DTYPE_HINTS.get(value.dtype.type.__name__, "convert it with .astype")
+        raise TypeError(f"{name} must have one of the dtypes {', '.join(ELEMENTS)}, got {value.dtype}: {hint}")
+    array: AnyArray = value
+    return array
+
+
+def check_same_dtype(first: str, a: AnyArray, second: str, b: AnyArray) -> None:
+    if a.dtype.name != b.dtype.name:
+        raise TypeError(
+            f"{second} must have the dtype of {first}, got {first} {a.dtype.name} and {second} {b.dtype.name}: "
+            f"convert one of them with .astype"
+        )
+
+
+def check_out_dtype(out_dtype: Any, dtype: str) -> str:
+    """The result's dtype name: ``dtype`` itself, or int32 for narrow integers."""
+    if out_dtype is None:
+        return dtype
+    try:
+        wanted: str = np.dtype(out_dtype).name
+    except TypeError:
+        raise TypeError(f"out_dtype must be a NumPy dtype or None, got {shown(out_dtype)}") from None
+    if wanted != dtype and not (wanted == "int32" and dtype in NARROW_INTEGERS):
+        raise ValueError(f"out_dtype must be {dtype}{' or int32' if dtype in NARROW_INTEGERS else ''} for {dtype} arguments, got {wanted}")
+    return wanted
+
+
+def check_out(out: Any, shape: Sequence[int], dtype: str, arguments: dict[str, AnyArray]) -> AnyArray:
+    """``out`` when the result can be written into it; nothing of it has been touched when this refuses."""
+    if type(out) is not np.ndarray and type(out) is not np.memmap:
+        raise TypeError(f"out must be a numpy.ndarray or None, got {_kind(type(out))}")
+    if out.dtype.name != dtype:
+        raise TypeError(f"out must have dtype {dtype}, got {out.dtype.name}")
+    if not out.dtype.isnative:
+        raise ValueError(f"out must have native byte order, got dtype {out.dtype.str}")
+    if out.shape != tuple(shape):
+        raise ValueError(f"out must have shape {shown_shape(shape)}, got {shown_shape(out.shape)}")
+    if not out.flags.writeable:
+        raise ValueError("out must be writeable, got a read-only array")
+    if not out.flags.aligned or any(step % out.itemsize for step in out.strides):
+        raise ValueError(f"out must be aligned to its itemsize {out.itemsize}, got strides {out.strides}")
+    if overlaps_itself(out):
+        raise ValueError(f"out must not overlap itself, got shape {shown_shape(out.shape)} with strides {out.strides}")
+    for name, argument in arguments.items():
+        if _share_memory(out, argument):
+            raise ValueError(f"out must not share memory with {name}")
+    result: AnyArray = out
+    return result
+
+
+def overlaps_itself(array: AnyArray) -> bool:
+    """Whether two elements may share memory; True where the simple test cannot exclude it."""
+    if array.size == 0:
+        return False
+    reach = array.itemsize
+    for step, n in sorted((abs(step), n) for step, n in zip(array.strides, array.shape) if n > 1):
+        if step < reach:
+            return True
+        reach += step * (n - 1)
+    return False
+
+
+def _share_memory(a: AnyArray, b: AnyArray) -> bool:
+    # Deciding exactly can take exponential time: a bounded effort, and undecided counts as sharing.
+    try:
+        return bool(np.shares_memory(a, b, max_work=10_000))  # type: ignore[arg-type]
+    except np.exceptions.TooHardError:
+        return True
+
+
+def native(array: AnyArray) -> AnyArray:
+    """The array itself, or one native copy of it when it is byte-swapped or unaligned (no kernel reads those)."""
+    if array.dtype.isnative and array.flags.aligned and not any(step % array.itemsize for step in array.strides):
+        return array
+    return array.astype(array.dtype.newbyteorder("="), order="C")
+
+
+def storage_view(array: AnyArray) -> AnyArray:
+    """The same memory with the dtype that kernels use: float16 and bfloat16 as uint16."""
+    storage = ELEMENTS[array.dtype.name].storage
+    return array if array.dtype == storage else array.view(storage)
+
+
+def to_accumulator(array: AnyArray) -> AnyArray:
+    """A C-contiguous copy-or-view of a (small) array in the dtype that kernels accumulate in."""
+    accumulator = ELEMENTS[array.dtype.name].accumulator
+    return np.ascontiguousarray(array, dtype=accumulator)
+
+
+def dtype_named(name: str) -> np.dtype[Any]:
+    """The NumPy dtype of that name; bfloat16 only exists once ml_dtypes has been imported by somebody."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return bfloat16
+    return np.dtype(name)
+
+
+def allocate(shape: Sequence[int], dtype: np.dtype[Any], workspace: int = 0) -> AnyArray:
+    """A fresh C-contiguous array; MemoryError at once when it and ``workspace`` bytes pass the physical memory."""
+    check_memory(math.prod(shape) * dtype.itemsize + workspace)
+    return np.empty(tuple(shape), dtype)
+
+
+def check_memory(needed: int) -> None:
+    """MemoryError when ``needed`` bytes are more than the machine has: allocating first would only delay the failure."""
+    if needed > 1 << 24 and needed > physical_memory():
+        raise MemoryError(f"output and workspace need {needed / 2**30:.1f} GiB, this machine has {physical_memory() / 2**30:.1f} GiB")
+
+
+@functools.cache
+def physical_memory() -> int:
+    """Bytes of physical memory; a number larger than any array where the system does not say."""
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return _windows_memory() if sys.platform == "win32" else 2**62
+
+
+def _windows_memory() -> int:
+    import ctypes
+
+    class Status(ctypes.Structure):
+        _fields_ = [("length", ctypes.c_ulong), ("load", ctypes.c_ulong)] + [(f"n{i}", ctypes.c_ulonglong) for i in range(7)]
+
+    status = Status(length=ctypes.sizeof(Status))
+    kernel32 = getattr(ctypes, "windll").kernel32  # noqa: B009  (absent from the type stubs elsewhere)
+    return int(status.n0) if kernel32.GlobalMemoryStatusEx(ctypes.byref(status)) else 2**62
+
+
+def _kind(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}" if kind.__module__ != "builtins" else kind.__qualname__
+
+
+def _instead(name: str, value: Any) -> str:
+    """What a caller with this kind of object should pass; recognised by name, never by importing its library."""
+    kind = type(value)
+    library = kind.__module__.partition(".")[0]
+    if isinstance(value, np.ma.MaskedArray):
+        return f"its mask would be lost; pass {name}.filled(fill_value) with the value that masked elements shall have"
+    if library == "torch":
+        return f"pass {name}.detach().numpy() to leave torch"
+    if library == "nibabel":
+        return f"pass numpy.asarray({name}.dataobj)" if hasattr(value, "dataobj") else f"pass numpy.asarray({name})"
+    if library == "xarray":
+        return f"pass {name}.values (coordinates are not carried)"
+    if library in ("cupy", "numba") or hasattr(kind, "__cuda_array_interface__"):
+        return f"copy it to the host first, for instance {name}.get() or {name}.copy_to_host()"
+    if isinstance(value, (list, tuple, int, float)):
+        return f"pass numpy.array({name}, dtype=numpy.float32)"
+    return f"pass numpy.asarray({name})"

@@ -1,0 +1,138 @@
+"""Which algorithm computes a problem: each one says why it can't, or what it costs, and the cheapest is taken.
+
+The choice looks at one image of the problem: never at the batch size or the number of threads, so that the bits of an
+output element depend on neither.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from .problem import Problem
+
+if TYPE_CHECKING:
+    from .arrays import AnyArray
+
+PRECISIONS = (None, "ieee", "fast", "tf32")
+Accuracy = Literal["definition", "transform", "loose"]
+
+
+class Setup(Protocol):
+    """An algorithm set up for one problem: geometry and tile, none of the user's arrays; safe to share between threads."""
+
+    @property
+    def workspace(self) -> int:
+        """Upper bound of the bytes that ``run`` allocates."""
+        ...
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of what ``pack`` returns."""
+        ...
+
+    def pack(self, weight: AnyArray, bias: AnyArray | None) -> tuple[AnyArray, ...]:
+        """Weight (out_channels, in_per_group, kd, kh, kw) and bias in the form that ``run`` reads; never a view of them."""
+        ...
+
+    def run(self, source: AnyArray, packed: tuple[AnyArray, ...], result: AnyArray) -> None:
+        """Compute 5-D ``result`` from 5-D ``source`` (storage views, native, aligned, any strides, any batch)."""
+        ...
+
+
+class Algorithm(Protocol):
+    """One way to compute convolutions.
+
+    ``accuracy`` is "definition" when every product of the definition is formed, "transform" when it isn't but the rms error
+    stays within 3 times that, "loose" otherwise.
+    """
+
+    name: str
+    accuracy: Accuracy
+
+    def supports(self, problem: Problem) -> str | None:
+        """None, or the reason why this algorithm cannot compute the problem: the end of "… declines: "."""
+        ...
+
+    def cost(self, problem: Problem) -> float:
+        """Estimated seconds for one image on one thread."""
+        ...
+
+    def setup(self, problem: Problem) -> Setup: ...
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one algorithm: a reason against it, or its estimated cost in seconds."""
+
+    name: str
+    reason: str | None
+    cost: float = float("inf")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The algorithm taken for a problem, set up, and every verdict on the way to it."""
+
+    name: str
+    setup: Setup
+    verdicts: tuple[Verdict, ...]
+
+
+def choose(problem: Problem, precision: str | None = None, algorithm: str = "auto", device: str = "cpu") -> Choice:
+    """The cheapest algorithm that computes ``problem``, or the one named; ValueError with its reason where it declines."""
+    check_precision(precision)
+    check_algorithm(algorithm)
+    return _choose(problem.per_image, precision, algorithm, device)
+
+
+@functools.lru_cache(maxsize=512)
+def _choose(problem: Problem, precision: str | None, algorithm: str, device: str) -> Choice:
+    found = registry(device)
+    verdicts = tuple(_verdict(a, problem, precision) for a in found)
+    if algorithm == "auto":
+        taken = min(range(len(found)), key=lambda i: verdicts[i].cost)
+    else:
+        names = [a.name for a in found]
+        if algorithm not in names:
+            raise ValueError(f"algorithm must be 'auto' or one of {', '.join(map(repr, names))}, got {algorithm!r}")
+        taken = names.index(algorithm)
+    verdict = verdicts[taken]
+    if verdict.reason is not None:
+        raise ValueError(f"algorithm {verdict.name!r} declines: {verdict.reason}")
+    return Choice(verdict.name, found[taken].setup(problem), verdicts)
+
+
+def registry(device: str) -> tuple[Algorithm, ...]:
+    """The algorithms of a device, fastest first, ending in ``direct``; imports the compiler on first use."""
+    if device == "cpu":
+        from .cpu import ALGORITHMS
+
+        return ALGORITHMS
+    raise ValueError(f"device must be 'cpu', got {device!r}")
+
+
+def check_precision(precision: Any) -> None:
+    if precision is not None and not isinstance(precision, str):
+        raise TypeError(f"precision must be None, 'ieee', 'fast' or 'tf32', got {precision!r}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be None, 'ieee', 'fast' or 'tf32', got {precision!r}")
+
+
+def check_algorithm(algorithm: Any) -> None:
+    if not isinstance(algorithm, str):
+        raise TypeError(f"algorithm must be a string, 'auto' or an algorithm's name, got {algorithm!r}")
+
+
+def _verdict(algorithm: Algorithm, problem: Problem, precision: str | None) -> Verdict:
+    reason = _accuracy_reason(algorithm, precision) or algorithm.supports(problem)
+    return Verdict(algorithm.name, reason, float("inf") if reason else algorithm.cost(problem))
+
+
+def _accuracy_reason(algorithm: Algorithm, precision: str | None) -> str | None:
+    if algorithm.accuracy == "definition" or precision == "fast":
+        return None
+    if algorithm.accuracy == "loose":
+        return "its rounding errors are for precision='fast'"
+    return None if precision is None else f"it does not form every product of the definition, which precision={precision!r} asks for"

@@ -1,0 +1,250 @@
+"""Plans: a problem with its algorithm chosen and its weight packed, ready to be applied to any batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from .arguments import check_padding_mode, shown_shape
+from .arrays import (
+    ELEMENTS,
+    AnyArray,
+    allocate,
+    check_array,
+    check_memory,
+    check_out,
+    check_out_dtype,
+    check_same_dtype,
+    dtype_named,
+    native,
+    storage_view,
+)
+from .choose import Choice, choose
+from .explanation import Explanation
+from .problem import Problem, forward_problem, transposed_problem
+
+
+def check_arguments(input: Any, weight: Any, bias: Any) -> tuple[AnyArray, AnyArray, AnyArray | None]:
+    """The three arrays of a call, of one dtype."""
+    x, w = check_array("input", input), check_array("weight", weight)
+    check_same_dtype("input", x, "weight", w)
+    if bias is None:
+        return x, w, None
+    b = check_array("bias", bias)
+    check_same_dtype("input", x, "bias", b)
+    return x, w, b
+
+
+def execute(
+    problem: Problem,
+    input: AnyArray,
+    weight: AnyArray,
+    bias: AnyArray | None,
+    out: Any = None,
+    precision: str | None = None,
+    algorithm: str = "auto",
+) -> AnyArray:
+    """Choose, pack and run once; nothing is kept, so that a changed weight is always seen."""
+    choice = choose(problem, precision, algorithm)
+    arguments = {"input": input, "weight": weight} | ({} if bias is None else {"bias": bias})
+    result = _result(problem, input, out, arguments, choice.setup.workspace + choice.setup.packed_bytes)
+    if result.size:
+        _run(choice, problem, input, _pack(choice, problem, weight, bias), result)
+    return result
+
+
+class Plan:
+    """A convolution with everything decided that does not depend on the input's values or batch size.
+
+    Made by :func:`plan` or a module's ``freeze()``.  Holds the packed weight and a copy of the bias: later changes of either are
+    not seen.  Calling it is thread-safe.
+    """
+
+    def __init__(self, problem: Problem, choice: Choice, weight: AnyArray, bias: AnyArray | None) -> None:
+        self.problem = problem.per_image
+        self._choice = choice
+        self._dtype = weight.dtype.newbyteorder("=")
+        check_memory(choice.setup.packed_bytes)
+        self._packed = _pack(choice, problem, weight, bias)
+
+    @property
+    def algorithm(self) -> str:
+        """Name of the algorithm taken."""
+        return self._choice.name
+
+    @property
+    def workspace(self) -> int:
+        """Upper bound, in bytes, of the memory that a call allocates beside its result."""
+        return self._choice.setup.workspace
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of the packed weight and bias that the plan holds."""
+        return sum(part.nbytes for part in self._packed)
+
+    def __call__(self, input: AnyArray, out: AnyArray | None = None) -> AnyArray:
+        """Apply the plan to ``input`` of shape (N, C, *size) or (C, *size), with the planned C and size and any N.
+
+        Returns a fresh C-contiguous array, or ``out``.  Raises TypeError and ValueError as the function does.
+        """
+        x = check_array("input", input)
+        if x.dtype.name != self.problem.dtype:
+            raise TypeError(f"input must have dtype {self.problem.dtype} for this plan, got {x.dtype.name}")
+        expected = self.problem.source_shape[1:]
+        if x.ndim not in (len(expected), len(expected) + 1) or x.shape[x.ndim - len(expected) :] != expected:
+            raise ValueError(f"input must have shape (N, {shown_shape(expected)[1:]} for this plan, got {shown_shape(x.shape)}")
+        problem = replace(self.problem, batch=x.shape[0] if x.ndim > len(expected) else 1)
+        result = _result(problem, x, out, {"input": x}, self.workspace)
+        if result.size:
+            _run(self._choice, problem, x, self._packed, result)
+        return result
+
+    def __repr__(self) -> str:
+        return f"Plan({self.problem}, algorithm={self.algorithm!r}, workspace={self.workspace}, packed_bytes={self.packed_bytes})"
+
+
+def plan(
+    input_or_shape: AnyArray | Sequence[int],
+    weight: AnyArray,
+    bias: AnyArray | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    transposed: bool = False,
+    output_padding: Any = 0,
+    padding_mode: str = "zeros",
+    dtype: Any = None,
+    out_dtype: Any = None,
+    precision: str | None = None,
+    algorithm: str = "auto",
+) -> Plan:
+    """Decide and pack once, for many calls with the same weight.
+
+    input_or_shape : the input, or its shape, (N, C, *size) or (C, *size); N does not matter.
+    weight : array (out_channels, in_channels / groups, *kernel); with ``transposed=True`` (in_channels, out_channels / groups, *kernel).
+        Its rank tells 1-D, 2-D or 3-D.
+    dtype : the input's dtype where only its shape is given; must be the weight's (the default).
+    The other arguments are those of :func:`conv3d` and :func:`conv_transpose3d`.
+
+    Returns a :class:`Plan`.  Raises ValueError and TypeError as the function itself would.
+    """
+    w = check_array("weight", weight)
+    b = None if bias is None else check_array("bias", bias)
+    if b is not None:
+        check_same_dtype("weight", w, "bias", b)
+    problem = describe(
+        input_or_shape, w, b, stride, padding, dilation, groups, transposed=transposed, output_padding=output_padding,
+        padding_mode=padding_mode, dtype=dtype, out_dtype=out_dtype,
+    )  # fmt: skip
+    return Plan(problem, choose(problem, precision, algorithm), w, b)
+
+
+def explain(
+    input_or_shape: AnyArray | Sequence[int],
+    weight: AnyArray | Sequence[int],
+    bias: AnyArray | Sequence[int] | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    transposed: bool = False,
+    output_padding: Any = 0,
+    padding_mode: str = "zeros",
+    dtype: Any = None,
+    out_dtype: Any = None,
+    precision: str | None = None,
+    algorithm: str = "auto",
+) -> Explanation:
+    """What a call with these arguments would do, without doing it: ``print(numbaconv.explain(x, w, padding=1))``.
+
+    Takes the arguments of :func:`plan`; weight and bias may be shapes too.  The text shows shapes, the formula and the output size,
+    FLOPs, bytes, the algorithm taken with its workspace, and why each other one was not.
+    """
+    problem = describe(
+        input_or_shape, weight, bias, stride, padding, dilation, groups, transposed=transposed, output_padding=output_padding,
+        padding_mode=padding_mode, dtype=dtype, out_dtype=out_dtype,
+    )  # fmt: skip
+    return Explanation(problem, choose(problem, precision, algorithm))
+
+
+def describe(
+    input_or_shape: Any,
+    weight_or_shape: Any,
+    bias_or_shape: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    *,
+    transposed: bool,
+    output_padding: Any,
+    padding_mode: Any,
+    dtype: Any,
+    out_dtype: Any,
+) -> Problem:
+    """The Problem of a plan's arguments, arrays or shapes."""
+    input_shape, input_dtype = _shape_and_dtype("input_or_shape", input_or_shape)
+    weight_shape, weight_dtype = _shape_and_dtype("weight", weight_or_shape)
+    bias_shape = None if bias_or_shape is None else _shape_and_dtype("bias", bias_or_shape)[0]
+    wanted = None if dtype is None else np.dtype(dtype).name
+    name = wanted or weight_dtype or input_dtype or "float32"
+    for what, other in (("input", input_dtype), ("weight", weight_dtype)):
+        if other not in (None, name):
+            raise TypeError(f"{what} must have dtype {name} like the other arguments, got {other}")
+    if name not in ELEMENTS:
+        raise TypeError(f"dtype must be one of {', '.join(ELEMENTS)}, got {name}")
+    rank = len(weight_shape) - 2
+    if rank not in (1, 2, 3):
+        raise ValueError(f"weight must have 3, 4 or 5 dimensions, got shape {shown_shape(weight_shape)}")
+    result = check_out_dtype(out_dtype, name)
+    if not transposed:
+        if output_padding != 0:
+            raise ValueError(f"output_padding must be 0 without transposed=True, got {output_padding!r}")
+        return forward_problem(
+            rank, input_shape, weight_shape, bias_shape, stride, padding, dilation, groups,
+            padding_mode=padding_mode, dtype=name, out_dtype=result,
+        )  # fmt: skip
+    if check_padding_mode(padding_mode) != "zeros":
+        raise ValueError(f"padding_mode must be 'zeros' with transposed=True, got {padding_mode!r}")
+    return transposed_problem(
+        rank, input_shape, weight_shape, bias_shape, stride, padding, output_padding, groups, dilation, dtype=name, out_dtype=result
+    )
+
+
+def _shape_and_dtype(name: str, value: Any) -> tuple[tuple[int, ...], str | None]:
+    if isinstance(value, (tuple, list)) and all(isinstance(n, (int, np.integer)) and n >= 0 for n in value):
+        return tuple(int(n) for n in value), None
+    array = check_array(name, value)
+    return array.shape, array.dtype.name
+
+
+def _result(problem: Problem, input: AnyArray, out: Any, arguments: dict[str, AnyArray], extra: int) -> AnyArray:
+    shape = problem.result_shape if input.ndim == problem.rank + 2 else problem.result_shape[1:]
+    if out is not None:
+        check_memory(extra)
+        return check_out(out, shape, problem.out_dtype, arguments)
+    dtype = input.dtype.newbyteorder("=") if problem.out_dtype == problem.dtype else dtype_named(problem.out_dtype)
+    return allocate(shape, dtype, extra)
+
+
+def _pack(choice: Choice, problem: Problem, weight: AnyArray, bias: AnyArray | None) -> tuple[AnyArray, ...]:
+    return choice.setup.pack(native(weight)[_unit_axes(problem)], None if bias is None else native(bias))
+
+
+def _run(choice: Choice, problem: Problem, input: AnyArray, packed: tuple[AnyArray, ...], result: AnyArray) -> None:
+    axes = _unit_axes(problem)
+    source, target = storage_view(native(input)), storage_view(result)
+    if input.ndim == problem.rank + 1:
+        source, target = source[None], target[None]
+    choice.setup.run(source[axes], packed, target[axes])
+
+
+def _unit_axes(problem: Problem) -> tuple[Any, ...]:
+    """Index that gives a (N, C, *size) array its missing leading spatial axes, as a view."""
+    return (slice(None), slice(None)) + (None,) * (3 - problem.rank)

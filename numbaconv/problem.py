@@ -1,0 +1,390 @@
+"""One convolution, described once: validated sizes in canonical 3-D geometry.
+
+A :class:`Problem` always describes a *forward* cross-correlation (its channels, sizes, kernel, stride, padding,
+dilation, groups); ``direction`` says which of its three tensors is computed from the other two.  A transposed
+convolution is the ``input_grad`` of the forward convolution whose weight has the same layout, so both share
+one description.  1-D and 2-D problems carry unit leading axes; ``rank`` remembers how many axes the user has.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+from .arguments import bounded, check_padding_mode, integer, padding_pairs, per_axis, resolve_padding, shown_shape
+
+Triple = tuple[int, int, int]
+Pairs = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+Direction = Literal["forward", "input_grad", "weight_grad"]
+
+_DIRECTION_TOKEN = {"forward": "fwd", "input_grad": "igrad", "weight_grad": "wgrad"}
+_DTYPE_TOKEN = {
+    "float64": "f64", "float32": "f32", "float16": "f16", "bfloat16": "bf16", "complex64": "c64", "complex128": "c128",
+    "int8": "s8", "int16": "s16", "int32": "s32", "int64": "s64", "uint8": "u8",
+}  # fmt: skip
+_TOKEN_DTYPE = {token: name for name, token in _DTYPE_TOKEN.items()}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One validated convolution; hashable, printable, parseable (``Problem.parse(str(p)) == p``)."""
+
+    dtype: str
+    out_dtype: str
+    direction: Direction
+    rank: int
+    batch: int
+    groups: int
+    in_channels: int
+    in_size: Triple
+    out_channels: int
+    kernel: Triple
+    stride: Triple
+    padding: Pairs
+    dilation: Triple
+    output_padding: Triple = (0, 0, 0)
+    padding_mode: str = "zeros"
+    bias: bool = False
+
+    # ---- derived sizes -------------------------------------------------------------------------------------------
+    @cached_property
+    def out_size(self) -> Triple:
+        """Spatial size of the forward convolution's output."""
+        return _triple(
+            (i + lo + hi - d * (k - 1) - 1 - op) // s + 1
+            for i, (lo, hi), d, k, op, s in zip(self.in_size, self.padding, self.dilation, self.kernel, self.output_padding, self.stride)
+        )
+
+    @property
+    def in_per_group(self) -> int:
+        return self.in_channels // self.groups
+
+    @property
+    def out_per_group(self) -> int:
+        return self.out_channels // self.groups
+
+    @property
+    def taps(self) -> int:
+        """Kernel elements of one channel."""
+        return math.prod(self.kernel)
+
+    @property
+    def transposed(self) -> bool:
+        return self.direction == "input_grad"
+
+    @property
+    def source_channels(self) -> int:
+        """Channels of the array that is read: the input, or its output's gradient."""
+        return self.out_channels if self.transposed else self.in_channels
+
+    @property
+    def source_size(self) -> Triple:
+        return self.out_size if self.transposed else self.in_size
+
+    @property
+    def result_channels(self) -> int:
+        """Channels of the array that is written."""
+        return self.in_channels if self.transposed else self.out_channels
+
+    @property
+    def result_size(self) -> Triple:
+        return self.in_size if self.transposed else self.out_size
+
+    @property
+    def source_shape(self) -> tuple[int, ...]:
+        return (self.batch, self.source_channels, *self.source_size[3 - self.rank :])
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        return (self.out_channels, self.in_per_group, *self.kernel[3 - self.rank :])
+
+    @property
+    def result_shape(self) -> tuple[int, ...]:
+        return (self.batch, self.result_channels, *self.result_size[3 - self.rank :])
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations by the definition: two for each product, padding included (four times that for complex)."""
+        products = self.batch * self.out_channels * self.in_per_group * self.taps * math.prod(self.out_size)
+        return products * (8 if self.dtype.startswith("complex") else 2)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of source, weight, bias and result, each touched once."""
+        size = itemsize(self.dtype)
+        arguments = math.prod(self.source_shape) + math.prod(self.weight_shape) + self.result_channels * self.bias
+        return arguments * size + math.prod(self.result_shape) * itemsize(self.out_dtype)
+
+    @property
+    def per_image(self) -> Problem:
+        """The same problem for one image: what a choice of algorithm and tile may depend on."""
+        return self if self.batch == 1 else replace(self, batch=1)
+
+    # ---- text form -----------------------------------------------------------------------------------------------
+    def __str__(self) -> str:
+        first = 3 - self.rank
+        axes = "dhw"[first:]
+
+        def sizes(prefix: str, values: Triple) -> str:
+            return "".join(f"{prefix}{axis}{value}" for axis, value in zip(axes, values[first:]))
+
+        def by(values: Sequence[Any]) -> str:
+            return "x".join(str(value) for value in values[first:])
+
+        dtype = _DTYPE_TOKEN[self.dtype]
+        if self.out_dtype != self.dtype:
+            dtype += "-" + _DTYPE_TOKEN[self.out_dtype]
+        parts = [
+            dtype,
+            _DIRECTION_TOKEN[self.direction],
+            f"mb{self.batch}g{self.groups}",
+            f"ic{self.in_channels}{sizes('i', self.in_size)}",
+            f"oc{self.out_channels}{sizes('k', self.kernel)}",
+            f"s{by(self.stride)}",
+            "p" + "x".join(f"{lo}:{hi}" for lo, hi in self.padding[first:]),
+            f"d{by(self.dilation)}",
+            self.padding_mode,
+            f"b{int(self.bias)}",
+        ]
+        if self.transposed:
+            parts.append(f"op{by(self.output_padding)}")
+        return "_".join(parts)
+
+    @staticmethod
+    def parse(text: str) -> Problem:
+        """The Problem that prints as ``text``; ValueError when no problem does."""
+        match = _GRAMMAR.fullmatch(text)
+        if match is None:
+            raise ValueError(f"not the text form of a Problem: {text!r}")
+        part = match.groupdict()
+        rank = len(part["stride"].split("x"))
+
+        def named(field: str, fill: int) -> Triple:
+            return _fill([int(n) for n in re.findall(r"\d+", part[field])], fill)
+
+        pairs = [(int(lo), int(hi)) for lo, hi in re.findall(r"(\d+):(\d+)", part["padding"])]
+        directions: dict[str, Direction] = {"fwd": "forward", "igrad": "input_grad", "wgrad": "weight_grad"}
+        problem = Problem(
+            dtype=_TOKEN_DTYPE[part["dtype"]],
+            out_dtype=_TOKEN_DTYPE[part["out_dtype"] or part["dtype"]],
+            direction=directions[part["direction"]],
+            rank=rank,
+            batch=int(part["batch"]),
+            groups=int(part["groups"]),
+            in_channels=int(part["ic"]),
+            in_size=named("in_size", 1),
+            out_channels=int(part["oc"]),
+            kernel=named("kernel", 1),
+            stride=named("stride", 1),
+            padding=_fill_pairs(pairs),
+            dilation=named("dilation", 1),
+            output_padding=named("op", 0) if part["op"] else (0, 0, 0),
+            padding_mode=part["mode"],
+            bias=part["bias"] == "1",
+        )
+        if str(problem) != text:
+            raise ValueError(f"not the text form of a Problem: {text!r} (read as {problem})")
+        return problem
+
+
+_GRAMMAR = re.compile(
+    rf"(?P<dtype>{'|'.join(_TOKEN_DTYPE)})(?:-(?P<out_dtype>{'|'.join(_TOKEN_DTYPE)}))?_(?P<direction>fwd|igrad|wgrad)"
+    r"_mb(?P<batch>\d+)g(?P<groups>[1-9]\d*)_ic(?P<ic>\d+)(?P<in_size>(?:i[dhw]\d+){1,3})_oc(?P<oc>\d+)(?P<kernel>(?:k[dhw]\d+){1,3})"
+    r"_s(?P<stride>\d+(?:x\d+){0,2})_p(?P<padding>\d+:\d+(?:x\d+:\d+){0,2})_d(?P<dilation>\d+(?:x\d+){0,2})"
+    r"_(?P<mode>zeros|reflect|replicate|circular)_b(?P<bias>[01])(?:_op(?P<op>\d+(?:x\d+){0,2}))?"
+)
+
+
+def itemsize(dtype: str) -> int:
+    """Bytes of one element of the named dtype."""
+    if dtype.startswith("complex"):
+        return int(dtype[7:]) // 8
+    return int(re.sub(r"\D", "", dtype)) // 8
+
+
+# ---- the two constructors ----------------------------------------------------------------------------------------
+def forward_problem(
+    rank: int,
+    input_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    bias_shape: Sequence[int] | None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: Any = 1,
+    *,
+    padding_mode: Any = "zeros",
+    dtype: str = "float32",
+    out_dtype: str | None = None,
+) -> Problem:
+    """Validate a forward convolution; ``input_shape`` is batched or unbatched (then the batch is 1)."""
+    name = f"conv{rank}d"
+    weight = _weight_shape(name, rank, weight_shape)
+    batch, channels, size = _input_shape(name, rank, input_shape)
+    steps, gaps = per_axis("stride", stride, rank, 1), per_axis("dilation", dilation, rank, 1)
+    count = _groups(groups, weight)
+    if channels != weight[1] * count:
+        raise ValueError(
+            f"input must have weight.shape[1] * groups = {weight[1] * count} channels, got {channels} "
+            f"(input {shown_shape(input_shape)}, weight {shown_shape(weight_shape)}, groups {count})"
+        )
+    _check_bias("weight.shape[0]", weight[0], bias_shape)
+    mode = check_padding_mode(padding_mode)
+    kernel = weight[2:]
+    extents = [_extent(k, d) for k, d in zip(kernel, gaps)]
+    pairs = resolve_padding(padding, size, kernel, steps, gaps)
+    for axis, (i, (lo, hi), extent) in enumerate(zip(size, pairs, extents)):
+        padded = bounded(f"input size plus padding along axis {axis}", i + lo + hi)
+        if i == 0:
+            raise ValueError(f"input must have at least one element along every spatial axis, got {shown_shape(input_shape)}")
+        _check_mode_limit(mode, axis, i, lo, hi)
+        if extent > padded:
+            raise ValueError(
+                f"kernel extent dilation * (kernel - 1) + 1 must not exceed the padded input, got extent {tuple(extents)} "
+                f"for padded input {tuple(n + a + b for n, (a, b) in zip(size, pairs))}"
+            )
+    problem = Problem(
+        dtype=dtype,
+        out_dtype=out_dtype or dtype,
+        direction="forward",
+        rank=rank,
+        batch=batch,
+        groups=count,
+        in_channels=channels,
+        in_size=_fill(size, 1),
+        out_channels=weight[0],
+        kernel=_fill(kernel, 1),
+        stride=_fill(steps, 1),
+        padding=_fill_pairs(pairs),
+        dilation=_fill(gaps, 1),
+        padding_mode=mode,
+        bias=bias_shape is not None,
+    )
+    bounded("the number of output elements", math.prod(problem.result_shape))
+    return problem
+
+
+def transposed_problem(
+    rank: int,
+    input_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    bias_shape: Sequence[int] | None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: Any = 1,
+    dilation: Any = 1,
+    *,
+    dtype: str = "float32",
+    out_dtype: str | None = None,
+) -> Problem:
+    """Validate a transposed convolution: the input gradient of the forward convolution with this weight."""
+    name = f"conv_transpose{rank}d"
+    weight = _weight_shape(name, rank, weight_shape)
+    batch, channels, size = _input_shape(name, rank, input_shape)
+    steps, gaps = per_axis("stride", stride, rank, 1), per_axis("dilation", dilation, rank, 1)
+    count = _groups(groups, weight)
+    if channels != weight[0]:
+        raise ValueError(
+            f"input must have weight.shape[0] = {weight[0]} channels, got {channels} "
+            f"(input {shown_shape(input_shape)}, weight {shown_shape(weight_shape)})"
+        )
+    result_channels = weight[1] * count
+    _check_bias("weight.shape[1] * groups", result_channels, bias_shape)
+    pairs = padding_pairs(padding, rank)
+    extra = per_axis("output_padding", output_padding, rank, 0)
+    result = []
+    for axis, (i, k, s, d, (lo, hi), op) in enumerate(zip(size, weight[2:], steps, gaps, pairs, extra)):
+        if i == 0:
+            raise ValueError(f"input must have at least one element along every spatial axis, got {shown_shape(input_shape)}")
+        if op >= max(s, d):
+            raise ValueError(
+                f"output_padding must be smaller than stride or dilation, got {op} with stride {s} and dilation {d} (axis {axis})"
+            )
+        full = bounded(f"the output size along axis {axis}", (i - 1) * s + _extent(k, d) + op)
+        result.append(full - lo - hi)
+    if any(n < 1 for n in result):
+        raise ValueError(f"padding must leave an output of at least one element along every axis, got output size {tuple(result)}")
+    problem = Problem(
+        dtype=dtype,
+        out_dtype=out_dtype or dtype,
+        direction="input_grad",
+        rank=rank,
+        batch=batch,
+        groups=count,
+        in_channels=result_channels,
+        in_size=_fill(result, 1),
+        out_channels=channels,
+        kernel=_fill(weight[2:], 1),
+        stride=_fill(steps, 1),
+        padding=_fill_pairs(pairs),
+        dilation=_fill(gaps, 1),
+        output_padding=_fill(extra, 0),
+        bias=bias_shape is not None,
+    )
+    bounded("the number of output elements", math.prod(problem.result_shape))
+    return problem
+
+
+# ---- parts -----------------------------------------------------------------------------------------------------------
+def _weight_shape(name: str, rank: int, shape: Sequence[int]) -> tuple[int, ...]:
+    if len(shape) != rank + 2:
+        raise ValueError(f"weight must have {rank + 2} dimensions for {name}, got shape {shown_shape(shape)}")
+    if shape[0] == 0:
+        raise ValueError(f"weight must have at least one filter (weight.shape[0]), got shape {shown_shape(shape)}")
+    if any(k == 0 for k in shape[2:]):
+        raise ValueError(f"weight must have a kernel of at least one element along every axis, got shape {shown_shape(shape)}")
+    return tuple(shape)
+
+
+def _input_shape(name: str, rank: int, shape: Sequence[int]) -> tuple[int, int, tuple[int, ...]]:
+    if len(shape) == rank + 1:
+        shape = (1, *shape)
+    if len(shape) != rank + 2:
+        raise ValueError(
+            f"input must have {rank + 1} (unbatched) or {rank + 2} (batched) dimensions for {name}, got shape {shown_shape(shape)}"
+        )
+    return shape[0], shape[1], tuple(shape[2:])
+
+
+def _groups(groups: Any, weight: Sequence[int]) -> int:
+    count = integer("groups", groups, 1)
+    if weight[0] % count:
+        raise ValueError(f"groups must divide weight.shape[0], got groups {count} and weight {shown_shape(weight)}")
+    return count
+
+
+def _check_bias(what: str, channels: int, shape: Sequence[int] | None) -> None:
+    if shape is not None and tuple(shape) != (channels,):
+        raise ValueError(f"bias must have shape ({channels},) to match {what}, got {shown_shape(shape)}")
+
+
+def _check_mode_limit(mode: str, axis: int, size: int, lo: int, hi: int) -> None:
+    if mode == "reflect" and max(lo, hi) >= size:
+        raise ValueError(
+            f"padding must be smaller than the input with padding_mode='reflect', got ({lo}, {hi}) for size {size} (axis {axis})"
+        )
+    if mode == "circular" and max(lo, hi) > size:
+        raise ValueError(f"padding must not exceed the input with padding_mode='circular', got ({lo}, {hi}) for size {size} (axis {axis})")
+
+
+def _extent(kernel: int, dilation: int) -> int:
+    return bounded("the kernel extent dilation * (kernel - 1) + 1", dilation * (kernel - 1) + 1)
+
+
+def _triple(values: Any) -> Triple:
+    a, b, c = values
+    return (a, b, c)
+
+
+def _fill(values: Sequence[int], fill: int) -> Triple:
+    return _triple((fill,) * (3 - len(values)) + tuple(values))
+
+
+def _fill_pairs(pairs: Sequence[tuple[int, int]]) -> Pairs:
+    a, b, c = ((0, 0),) * (3 - len(pairs)) + tuple(pairs)
+    return (a, b, c)
