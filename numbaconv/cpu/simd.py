@@ -1,0 +1,165 @@
+"""Vectors of floating-point numbers for kernels: LLVM code behind numba intrinsics.
+
+Numba has no vector type, and its vectoriser keeps no block of accumulators in registers.  The intrinsics here and in ``gemm`` and
+``pack`` emit LLVM vectors; :class:`Vectors` is the common vocabulary.  They must stay module globals: a kernel that closes over an
+intrinsic never hits the disk cache.
+
+Memory is addressed by int64 byte addresses, so that one compiled signature serves every layout and read-only arrays; the dtype comes from
+an argument of array type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from .target import target
+
+I1, I8, I32, I64 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64)
+
+
+def int64(value: int) -> ir.Constant:
+    return ir.Constant(I64, value)
+
+
+class Vectors:
+    """Emits operations on vectors of ``lanes`` elements of one Numba floating-point type into an LLVM builder.
+
+    Pointers are to elements and need only an element's alignment.  Masks are vectors of ``lanes`` bits; lanes whose bit is
+    clear are never read or written.
+    """
+
+    def __init__(self, builder: Any, dtype: Any, lanes: int | None = None) -> None:
+        self.builder = builder
+        self.bits: int = dtype.bitwidth
+        self.bytes = self.bits // 8
+        self.element = ir.FloatType() if self.bits == 32 else ir.DoubleType()
+        self.lanes = lanes or target().lanes(dtype.name)
+        self.vector = ir.VectorType(self.element, self.lanes)
+        self.mask = ir.VectorType(I1, self.lanes)
+        self.indices = ir.VectorType(I64, self.lanes)
+        self.name = f"v{self.lanes}f{self.bits}"
+        self.zero = ir.Constant(self.vector, [0.0] * self.lanes)
+        self.iota = ir.Constant(self.indices, list(range(self.lanes)))
+        self._alignment = ir.Constant(I32, self.bytes)
+
+    # ---- addresses -----------------------------------------------------------------------------------------------
+    def pointer(self, address: Any) -> Any:
+        """Element pointer from an int64 byte address."""
+        return self.builder.inttoptr(address, self.element.as_pointer())
+
+    def at(self, pointer: Any, index: Any) -> Any:
+        """Pointer to the element ``index`` (int or LLVM int64) further on."""
+        return self.builder.gep(pointer, [int64(index) if isinstance(index, int) else index])
+
+    # ---- values --------------------------------------------------------------------------------------------------
+    def splat(self, value: Any) -> Any:
+        """All lanes equal to a scalar, of the element type or int64."""
+        vector = ir.VectorType(value.type, self.lanes)
+        first = self.builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(I32, 0))
+        return self.builder.shuffle_vector(
+            first, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes)
+        )
+
+    def constant(self, value: float) -> Any:
+        return ir.Constant(self.vector, [value] * self.lanes)
+
+    def scalar(self, pointer: Any) -> Any:
+        """One element, unaligned."""
+        return self.builder.load(pointer, align=self.bytes)
+
+    def broadcast(self, pointer: Any) -> Any:
+        """All lanes equal to the element at ``pointer``."""
+        return self.splat(self.scalar(pointer))
+
+    def fma(self, a: Any, b: Any, c: Any) -> Any:
+        """a * b + c, rounded once; on a target without the instruction rounded twice, in every lane alike."""
+        if not target().fma:
+            return self.builder.fadd(self.builder.fmul(a, b), c)
+        return self._call("llvm.fma." + self.name, self.vector, [a, b, c])
+
+    def shuffle(self, a: Any, b: Any, lanes: Sequence[int]) -> Any:
+        """Lanes picked from the concatenation of two vectors."""
+        return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes)))
+
+    # ---- memory --------------------------------------------------------------------------------------------------
+    def load(self, pointer: Any) -> Any:
+        return self.builder.load(self._vector_pointer(pointer), align=self.bytes)
+
+    def store(self, value: Any, pointer: Any) -> None:
+        self.builder.store(value, self._vector_pointer(pointer), align=self.bytes)
+
+    def masked_load(self, pointer: Any, mask: Any, otherwise: Any = None) -> Any:
+        arguments = [self._vector_pointer(pointer), self._alignment, mask, otherwise or self.zero]
+        return self._call(f"llvm.masked.load.{self.name}.p0", self.vector, arguments)
+
+    def masked_store(self, value: Any, pointer: Any, mask: Any) -> None:
+        arguments = [value, self._vector_pointer(pointer), self._alignment, mask]
+        self._call(f"llvm.masked.store.{self.name}.p0", ir.VoidType(), arguments)
+
+    def gather(self, pointer: Any, indices: Any, mask: Any, otherwise: Any = None) -> Any:
+        """Elements at int64 vector ``indices`` (in elements, of any sign) from ``pointer``."""
+        addresses = self.builder.gep(pointer, [indices])
+        addresses.type = ir.VectorType(self.element.as_pointer(), self.lanes)
+        arguments = [addresses, self._alignment, mask, otherwise or self.zero]
+        return self._call(f"llvm.masked.gather.{self.name}.v{self.lanes}p0", self.vector, arguments)
+
+    # ---- masks ---------------------------------------------------------------------------------------------------
+    def first(self, count: Any, start: int = 0) -> Any:
+        """Mask of the lanes l with start + l < count (an LLVM int64)."""
+        lanes = ir.Constant(self.indices, [start + lane for lane in range(self.lanes)])
+        return self.builder.icmp_signed("<", lanes, self.splat(count))
+
+    def mask_of(self, bits: Any) -> Any:
+        """Mask from the low bits of an LLVM int64: bit l for lane l."""
+        return self.builder.bitcast(self.builder.trunc(bits, ir.IntType(self.lanes)), self.mask)
+
+    def _vector_pointer(self, pointer: Any) -> Any:
+        return self.builder.bitcast(pointer, self.vector.as_pointer())
+
+    def _call(self, name: str, result: Any, arguments: list[Any]) -> Any:
+        signature = ir.FunctionType(result, [argument.type for argument in arguments])
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, signature, name), arguments)
+
+
+def data_pointer(context: Any, builder: Any, array_type: Any, array: Any) -> Any:
+    """Pointer to the first element of an array argument of an intrinsic."""
+    return context.make_array(array_type)(context, builder, array).data
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def atomic_increment(typingctx: Any, counter: Any) -> Any:
+    """counter[0]++ on an int64 array, atomically; the value before."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = data_pointer(context, builder, signature.args[0], arguments[0])
+        return builder.atomic_rmw("add", pointer, int64(1), "monotonic")
+
+    return types.int64(counter), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def load_element(typingctx: Any, address: Any, like: Any) -> Any:
+    """The element at an int64 byte address, of the dtype of the array ``like``."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = builder.inttoptr(arguments[0], context.get_data_type(signature.return_type).as_pointer())
+        return builder.load(pointer, align=signature.return_type.bitwidth // 8)
+
+    return like.dtype(types.int64, like), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def store_element(typingctx: Any, address: Any, value: Any) -> Any:
+    """Write a scalar to an int64 byte address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = builder.inttoptr(arguments[0], arguments[1].type.as_pointer())
+        builder.store(arguments[1], pointer, align=signature.args[1].bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, value), codegen

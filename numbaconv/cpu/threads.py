@@ -1,0 +1,95 @@
+"""Running a kernel's tasks on Numba's threads, or on the calling thread where that is safer or faster.
+
+Every algorithm cuts its work into numbered tasks whose results do not depend on who computes them.  A *worker* is a kernel that
+takes tasks until none is left::
+
+    @kernel()
+    def _worker(..., counter):
+        workspace = ...
+        while True:
+            task = next_task(counter)
+            if task >= tasks:
+                break
+            ...
+
+and its *team* runs one worker on each thread::
+
+    @kernel(parallel=True)
+    def _team(threads, ..., counter):
+        for _ in prange(threads):
+            _worker(..., counter)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import get_num_threads, threading_layer
+from numba.core import config
+from numba.extending import overload
+
+from .simd import atomic_increment
+
+SERIAL_BELOW = 200e-6
+"""Seconds of work below which no parallel region is opened."""
+
+_one_at_a_time = threading.Lock()
+_forked = False
+
+
+def next_task(counter: Any) -> int:
+    """The next task number from a shared int64 array of one element; callable from kernels, atomic there."""
+    task = int(counter[0])
+    counter[0] += 1
+    return task
+
+
+@overload(next_task)
+def _next_task(counter):  # type: ignore[no-untyped-def]  # Numba compares the signatures, annotations included
+    return lambda counter: atomic_increment(counter)
+
+
+def launch(worker: Callable[..., None], team: Callable[..., None], arguments: tuple[Any, ...], tasks: int, seconds: float) -> None:
+    """Run ``worker(*arguments, counter)`` on this thread, or ``team(threads, *arguments, counter)``.
+
+    ``seconds`` estimates the whole work on one thread.
+    """
+    threads = min(team_size(seconds), tasks)
+    counter = np.zeros(1, np.int64)
+    if threads < 2:
+        worker(*arguments, counter)
+    elif threading_layer() == "workqueue":  # it aborts the process when two threads enter it
+        with _one_at_a_time:
+            team(threads, *arguments, counter)
+    else:
+        team(threads, *arguments, counter)
+
+
+def team_size(seconds: float) -> int:
+    """How many threads shall share work of so many seconds; 1 where no parallel region may be opened."""
+    if seconds < SERIAL_BELOW or config.DISABLE_JIT or _forked or config.NUMBA_NUM_THREADS == 1:
+        return 1
+    threads: int = get_num_threads()
+    return threads
+
+
+def most_threads() -> int:
+    """The largest ``team_size`` of this process, for bounds on workspace."""
+    return 1 if config.DISABLE_JIT else int(config.NUMBA_NUM_THREADS)
+
+
+def _after_fork() -> None:
+    global _forked, _one_at_a_time
+    _one_at_a_time = threading.Lock()
+    with contextlib.suppress(ValueError):  # the parent had started no threads
+        # GNU OpenMP kills a child that enters a parallel region after its parent did.
+        _forked = _forked or threading_layer() == "omp"
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
