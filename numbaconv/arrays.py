@@ -144,10 +144,21 @@ def storage_view(array: AnyArray) -> AnyArray:
     return array if array.dtype == storage else array.view(storage)
 
 
-def to_accumulator(array: AnyArray) -> AnyArray:
-    """A C-contiguous copy-or-view of a (small) array in the dtype that kernels accumulate in."""
-    accumulator = ELEMENTS[array.dtype.name].accumulator
-    return np.ascontiguousarray(array, dtype=accumulator)
+def memory_hull(array: AnyArray) -> tuple[AnyArray, int, list[int]]:
+    """All memory between an array's first and last byte as a 1-D array, the place of element [0, ..., 0] in it, and the strides.
+
+    Place and strides count elements.  One 1-D array stands for every layout, so that kernels are compiled once; only the
+    array's own elements may be accessed through it.
+    """
+    steps = [step // array.itemsize for step in array.strides]
+    if array.flags.c_contiguous:
+        return array.reshape(-1), 0, steps
+    if array.size == 0:
+        return np.empty(0, array.dtype), 0, steps
+    lowest = array[tuple(slice(None, None, -1 if step < 0 else 1) for step in steps)]
+    reach = [(n - 1) * abs(step) for n, step in zip(array.shape, steps)]
+    place = sum(r for r, step in zip(reach, steps) if step < 0)
+    return np.lib.stride_tricks.as_strided(lowest, (sum(reach) + 1,), (array.itemsize,)), place, steps
 
 
 def dtype_named(name: str) -> np.dtype[Any]:

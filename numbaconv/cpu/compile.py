@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numba
-from numba.core import config
+from numba.core import config, types
+from numba.core.dispatcher import Dispatcher
 
 Function = Callable[..., Any]
+_specialising = threading.Lock()
 
 
 def kernel(**options: Any) -> Callable[[Function], Function]:
@@ -30,6 +33,18 @@ def kernel(**options: Any) -> Callable[[Function], Function]:
         return result
 
     return compiled
+
+
+def specialise(dispatcher: Any, arguments: tuple[types.Type, ...]) -> None:
+    """Compile a kernel for exactly these argument types, to which every call is then converted.
+
+    Without it Numba compiles once more for read-only arrays.  Nothing to do where NUMBA_DISABLE_JIT is set.
+    """
+    if isinstance(dispatcher, Dispatcher):
+        with _specialising:
+            dispatcher.disable_compile(False)
+            dispatcher.compile(arguments)
+            dispatcher.disable_compile()
 
 
 def _cache(dispatcher: Any) -> None:
