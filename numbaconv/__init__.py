@@ -9,14 +9,55 @@ __version__ = "0.1.0"
 # Public names and the modules they come from.  Nothing is imported until it is used: `import numbaconv` costs nothing heavy.
 _HOME = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), "functional"),
+    **dict.fromkeys(("unfold", "unfold1d", "unfold2d", "unfold3d", "fold", "fold1d", "fold2d", "fold3d"), "columns"),
+    **dict.fromkeys(("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Unfold", "Fold"), "modules"),
+    **dict.fromkeys(
+        ("LazyConv1d", "LazyConv2d", "LazyConv3d", "LazyConvTranspose1d", "LazyConvTranspose2d", "LazyConvTranspose3d"), "lazy"
+    ),
     **dict.fromkeys(("plan", "explain", "Plan"), "plans"),
     "Problem": "problem",
 }
 
-__all__ = ["Plan", "Problem", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "explain", "plan"]
+__all__ = [
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
+    "Fold",
+    "LazyConv1d",
+    "LazyConv2d",
+    "LazyConv3d",
+    "LazyConvTranspose1d",
+    "LazyConvTranspose2d",
+    "LazyConvTranspose3d",
+    "Plan",
+    "Problem",
+    "Unfold",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "explain",
+    "fold",
+    "fold1d",
+    "fold2d",
+    "fold3d",
+    "plan",
+    "unfold",
+    "unfold1d",
+    "unfold2d",
+    "unfold3d",
+]
 
 if TYPE_CHECKING:
+    from .columns import fold, fold1d, fold2d, fold3d, unfold, unfold1d, unfold2d, unfold3d
     from .functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
+    from .lazy import LazyConv1d, LazyConv2d, LazyConv3d, LazyConvTranspose1d, LazyConvTranspose2d, LazyConvTranspose3d
+    from .modules import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, Fold, Unfold
     from .plans import Plan, explain, plan
     from .problem import Problem
 
