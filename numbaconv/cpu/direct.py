@@ -62,7 +62,7 @@ def _transposed_columns(geometry, start, columns, segments, taps):  # type: igno
     """
     stride, dilation, pad = geometry[STRIDE + 2], geometry[DILATION + 2], geometry[PAD + 2]
     reach = start + pad
-    first = max(0, -((geometry[KERNEL + 2] - 1) * dilation - reach) // stride)
+    first = max(0, -(((geometry[KERNEL + 2] - 1) * dilation - reach) // stride))
     last = max(first, min(geometry[SOURCE + 2], (reach + columns - 1) // stride + 1))
     segments[0, 0], segments[0, 1], segments[0, 2] = first, 0, last - first
     for k in range(geometry[KERNEL + 2]):

@@ -97,18 +97,18 @@ def widen(value: Any, kind: int) -> Any:
 def narrow(value: Any, out: Any, kind: int) -> Any:
     """A sum as an element of the array ``out``, halves rounded to nearest even."""
     if kind == 0:
-        return value
+        return value.astype(out.dtype)  # interpreted: NumPy would refuse what machine code truncates
     return float32_to_float16(value) if kind == FLOAT16 else float32_to_bfloat16(value)
 
 
-@overload(widen, inline="always")
+@overload(widen)
 def _widen(value, kind):  # type: ignore[no-untyped-def]  # Numba compares annotations too
     if value == types.uint16:
         return lambda value, kind: float16_to_float32(value) if kind == FLOAT16 else bfloat16_to_float32(value)
     return lambda value, kind: value
 
 
-@overload(narrow, inline="always")
+@overload(narrow)
 def _narrow(value, out, kind):  # type: ignore[no-untyped-def]
     if out.dtype == types.uint16:
         return lambda value, out, kind: float32_to_float16(value) if kind == FLOAT16 else float32_to_bfloat16(value)
