@@ -251,8 +251,8 @@ def call(p: Problem, x: np.ndarray, w: np.ndarray, b: np.ndarray | None, **optio
 def arguments(p: Problem) -> dict[str, Any]:
     """The keyword arguments of the problem, beside the arrays."""
     first = 3 - p.rank
-    common = dict(stride=p.stride[first:], padding=p.padding[first:], dilation=p.dilation[first:], groups=p.groups)
-    return common | (dict(output_padding=p.output_padding[first:]) if p.transposed else dict(padding_mode=p.padding_mode))
+    own = {"output_padding": p.output_padding[first:]} if p.transposed else {"padding_mode": p.padding_mode}
+    return {"stride": p.stride[first:], "padding": p.padding[first:], "dilation": p.dilation[first:], "groups": p.groups} | own
 
 
 def _generator(p: Problem) -> np.random.Generator:
