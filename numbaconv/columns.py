@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -100,8 +101,7 @@ def _unfold(rank: int, input: Any, kernel_size: Any, dilation: Any, padding: Any
     problem = forward_problem(rank, (batch, channels, *size), (1, channels, *kernel), None, stride, padding, dilation)
     image = x.reshape(batch, channels, *problem.in_size)
     columns = _zeros((batch, channels, *problem.kernel, *problem.out_size), x.dtype.newbyteorder("="))
-    for tap in itertools.product(*map(range, problem.kernel)):
-        blocks, cells = _reads(problem, tap)
+    for blocks, cells in _reads(problem):
         columns[blocks] = image[cells]
     return columns.reshape(*x.shape[: -rank - 1], channels * problem.taps, math.prod(problem.out_size))
 
@@ -125,23 +125,32 @@ def _fold(rank: int, input: Any, output_size: Any, kernel_size: Any, dilation: A
     columns = x.reshape(batch, channels, *problem.kernel, *problem.out_size)
     sums = _zeros((batch, channels, *problem.in_size), ELEMENTS[x.dtype.name].accumulator)
     with np.errstate(all="ignore"):
-        for tap in itertools.product(*map(range, problem.kernel)):
-            blocks, cells = _reads(problem, tap)
+        for blocks, cells in _reads(problem):
             sums[cells] += columns[blocks]
         return sums.reshape(*x.shape[:-2], channels, *size).astype(x.dtype.newbyteorder("="), copy=False)
 
 
-def _reads(problem: Problem, tap: tuple[int, ...]) -> tuple[Any, Any]:
-    """Where ``tap`` is in the columns (N, C, *kernel, *blocks) of the blocks whose cell lies inside the image, and those cells of it."""
-    blocks, cells = [], []
-    sizes = zip(tap, problem.out_size, problem.in_size, problem.padding, problem.stride, problem.dilation)
-    for k, n, i, (low, _), s, d in sizes:
-        start = k * d - low  # where block 0 reads; negative in the padding
-        first = max(0, -(start // s))
-        last = max(first, min(n, (i - 1 - start) // s + 1))
-        blocks.append(slice(first, last))
-        cells.append(slice(start + first * s, start + last * s, s))
-    return (slice(None), slice(None), *tap, *blocks), (..., *cells)
+def _reads(problem: Problem) -> Iterator[tuple[Any, Any]]:
+    """For every kernel tap that meets the image: its place in the columns (N, C, *kernel, *blocks), and the image cells there.
+
+    Only blocks whose cell lies inside the image are part of it; the others read padding.
+    """
+    sizes = zip(problem.kernel, problem.out_size, problem.in_size, problem.padding, problem.stride, problem.dilation)
+    for axes in itertools.product(*(_reads_along(*axis) for axis in sizes)):
+        taps, blocks, cells = zip(*axes)
+        yield (slice(None), slice(None), *taps, *blocks), (..., *cells)
+
+
+def _reads_along(
+    kernel: int, count: int, size: int, padding: tuple[int, int], stride: int, dilation: int
+) -> Iterator[tuple[int, slice, slice]]:
+    """The taps along one axis that meet the image, with the range of blocks and the cells that these read."""
+    for tap in range(kernel):
+        start = tap * dilation - padding[0]  # where block 0 reads; negative in the padding
+        first = max(0, -(start // stride))
+        last = min(count, (size - 1 - start) // stride + 1)
+        if first < last:
+            yield tap, slice(first, last), slice(start + first * stride, start + last * stride, stride)
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> AnyArray:

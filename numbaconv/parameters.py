@@ -103,7 +103,7 @@ class Parameters:
         """Load ``prefix + "weight"`` and ``prefix + "bias"`` of a safetensors file, as :meth:`load_state_dict` does.
 
         Other names that start with ``prefix`` are unexpected keys: ValueError.  Needs the package safetensors
-        (``pip install "numbaconv[safetensors]"``).  Source of the format: https://huggingface.co/docs/safetensors
+        (``pip install "numbaconv[safetensors]"``), for bfloat16 also ml_dtypes.  Source of the format: https://huggingface.co/docs/safetensors
         """
         try:
             from safetensors import SafetensorError, safe_open
@@ -115,6 +115,8 @@ class Parameters:
             with safe_open(path, framework="np") as file:
                 names = [name.removeprefix(prefix) for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118  (not a mapping)
                 self._check_keys(f"{path} below prefix {prefix!r}", names)
+                if any(file.get_slice(prefix + name).get_dtype() == "BF16" for name in names):
+                    dtype_named("bfloat16")  # safetensors asks NumPy for that name
                 self.load_state_dict({name: file.get_tensor(prefix + name) for name in names})
         except SafetensorError as error:
             raise ValueError(f"path must be a safetensors file, got {path}: {error}") from error
