@@ -2,5 +2,6 @@
 
 from ..choose import Algorithm
 from .direct import Direct
+from .implicit_gemm import ImplicitGemm
 
-ALGORITHMS: tuple[Algorithm, ...] = (Direct(),)
+ALGORITHMS: tuple[Algorithm, ...] = (ImplicitGemm(), Direct())

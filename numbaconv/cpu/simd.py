@@ -44,6 +44,7 @@ class Vectors:
         self.indices = ir.VectorType(I64, self.lanes)
         self.name = f"v{self.lanes}f{self.bits}"
         self.zero = ir.Constant(self.vector, [0.0] * self.lanes)
+        self.no_lane = ir.Constant(self.mask, [0] * self.lanes)
         self.iota = ir.Constant(self.indices, list(range(self.lanes)))
         self._alignment = ir.Constant(I32, self.bytes)
 
@@ -103,8 +104,9 @@ class Vectors:
 
     def gather(self, pointer: Any, indices: Any, mask: Any, otherwise: Any = None) -> Any:
         """Elements at int64 vector ``indices`` (in elements, of any sign) from ``pointer``."""
-        addresses = self.builder.gep(pointer, [indices])
-        addresses.type = ir.VectorType(self.element.as_pointer(), self.lanes)
+        offsets = self.builder.mul(indices, ir.Constant(self.indices, [self.bytes] * self.lanes))
+        addresses = self.builder.add(self.splat(self.builder.ptrtoint(pointer, I64)), offsets)
+        addresses = self.builder.inttoptr(addresses, ir.VectorType(self.element.as_pointer(), self.lanes))
         arguments = [addresses, self._alignment, mask, otherwise or self.zero]
         return self._call(f"llvm.masked.gather.{self.name}.v{self.lanes}p0", self.vector, arguments)
 
@@ -140,6 +142,13 @@ def atomic_increment(typingctx: Any, counter: Any) -> Any:
         return builder.atomic_rmw("add", pointer, int64(1), "monotonic")
 
     return types.int64(counter), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def lanes_of(typingctx: Any, like: Any) -> Any:
+    """Elements in one vector of the dtype of the array ``like``, as a constant of the compiled code."""
+    lanes = target().lanes(like.dtype.name)
+    return types.int64(like), lambda context, builder, signature, arguments: int64(lanes)
 
 
 @intrinsic  # type: ignore[untyped-decorator]

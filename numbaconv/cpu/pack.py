@@ -1,0 +1,303 @@
+"""Panels of an implicit GEMM: cells of the source in the order in which the microkernel reads them, straight from the caller's layout.
+
+A panel is TILE_VECTORS vectors of consecutive result pixels (all spatial axes, flattened) times the products of one K block.
+Its *table* says, once for all channels, where each tap finds each vector: entries (offset of lane 0 in elements, mask of lanes),
+one for each stretch of lanes whose cells are evenly spaced.  Padding, dilation, the wrap from one row of pixels to the next and
+padding modes then cost nothing where a channel is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from ..padding import PADDING, source_index
+from .compile import kernel
+from .gemm import TILE_VECTORS
+from .simd import Vectors, data_pointer, int64
+
+UNIT, EVEN, SPREAD = 0, 1, 2
+"""How the cells of neighbouring lanes lie in memory: side by side, every second one, or further apart (gathered)."""
+
+UNROLLED = (1, 2, 4)
+"""Numbers of entries a vector for which the loop over channels is unrolled."""
+
+
+# Fields of the geometry, an int64 array: first three axes each, then single numbers.  Strides and steps count elements.
+SOURCE_SIZE, SOURCE_STRIDE, RESULT_SIZE, RESULT_STRIDE, STEP, TAPS = range(0, 18, 3)
+MODE, SPACING, LANE_STEP, SOURCE_CHANNEL, CHANNEL_BLOCK, SLOTS, SKIPPING, FIELDS = range(18, 26)
+
+_source_index = kernel()(source_index)
+
+
+# ---- tables ------------------------------------------------------------------------------------------------------------
+@kernel()
+def fill_table(geometry, shifts, pixel, pixels, first_tap, last_tap, lanes, segments, table, counts):  # type: ignore[no-untyped-def]
+    """Table of the panel of ``pixels`` pixels from number ``pixel`` on, for the taps [first_tap, last_tap).
+
+    shifts : int64 array; the source index along an axis is result index * STEP + shift, one shift a tap, axis after axis.
+    segments : int64 workspace (TILE_VECTORS * lanes, 6).
+    table, counts : int64 arrays to be filled, (taps * TILE_VECTORS * SLOTS * 2,) and (taps,): the entries, and how many slots of
+        each vector a tap uses; a count of 0 says that the tap reads nothing but padding.
+    """
+    g = geometry
+    found = _row_segments(g, pixel, pixels, lanes, segments)
+    fills = np.empty(TILE_VECTORS, np.int64)
+    for tap in range(first_tap, last_tap):
+        kw, kh, kd = tap % g[TAPS + 2], tap // g[TAPS + 2] % g[TAPS + 1], tap // g[TAPS + 2] // g[TAPS + 1]
+        first = (tap - first_tap) * TILE_VECTORS * g[SLOTS]
+        fills[:] = 0
+        for s in range(found):
+            d = _source_index(segments[s, 3] + shifts[kd], g[SOURCE_SIZE], g[MODE])
+            h = _source_index(segments[s, 4] + shifts[g[TAPS] + kh], g[SOURCE_SIZE + 1], g[MODE])
+            if d != PADDING and h != PADDING:
+                vector, lane, length, column = segments[s, 0], segments[s, 1], segments[s, 2], segments[s, 5]
+                row = d * g[SOURCE_STRIDE] + h * g[SOURCE_STRIDE + 1]
+                column += shifts[g[TAPS] + g[TAPS + 1] + kw]
+                at = first + vector * g[SLOTS]
+                fills[vector] = _row_entries(g, row, column, lane, length, table, at + fills[vector]) - at
+        counts[tap - first_tap] = _even_out(fills, g[SLOTS], table, first)
+
+
+@kernel()
+def _row_segments(g, pixel, pixels, lanes, segments):  # type: ignore[no-untyped-def]
+    """Stretches of lanes in one vector and one row of pixels: (vector, lane, length, source index of the first pixel before the shift)."""
+    height, width = g[RESULT_SIZE + 1], g[RESULT_SIZE + 2]
+    d, h, w = pixel // width // height, pixel // width % height, pixel % width
+    done = found = 0
+    while done < pixels:
+        lane = done % lanes
+        length = min(width - w, lanes - lane, pixels - done)
+        segments[found, 0], segments[found, 1], segments[found, 2] = done // lanes, lane, length
+        segments[found, 3], segments[found, 4], segments[found, 5] = d * g[STEP], h * g[STEP + 1], w * g[STEP + 2]
+        found, done, w = found + 1, done + length, w + length
+        if w == width:
+            w, h = 0, h + 1
+            if h == height:
+                h, d = 0, d + 1
+    return found
+
+
+@kernel()
+def _row_entries(g, row, column, lane, length, table, at):  # type: ignore[no-untyped-def]
+    """Entries, from slot ``at`` on, for ``length`` lanes from ``lane`` on that read the source row at offset ``row`` from ``column`` on."""
+    step, size, stride = g[STEP + 2], g[SOURCE_SIZE + 2], g[SOURCE_STRIDE + 2]
+    low = 0 if column >= 0 else min(length, (-column + step - 1) // step)
+    high = length if column + (length - 1) * step < size else max(low, (size - column + step - 1) // step)
+    if low < high:
+        table[2 * at] = row + (column - lane * step) * stride
+        table[2 * at + 1] = _lane_mask(lane + low, lane + high, g[SPACING])
+        at += 1
+    if g[MODE] != 0:
+        for i in range(length):
+            if i < low or i >= high:
+                cell = _source_index(column + i * step, size, g[MODE])
+                table[2 * at] = row + (cell - (lane + i) * step) * stride
+                table[2 * at + 1] = _lane_mask(lane + i, lane + i + 1, g[SPACING])
+                at += 1
+    return at
+
+
+@kernel()
+def _lane_mask(first, last, spacing):  # type: ignore[no-untyped-def]
+    if spacing == EVEN:
+        return ((1 << 2 * last) - 1) & ~((1 << 2 * first) - 1) & 0x5555555555555555
+    return ((1 << last) - 1) & ~((1 << first) - 1)
+
+
+@kernel()
+def _even_out(fills, slots, table, first):  # type: ignore[no-untyped-def]
+    """Give every vector the same number of entries, one that has an unrolled loop where there is one: the number."""
+    most = 0
+    for vector in range(TILE_VECTORS):
+        if fills[vector] > most:
+            most, anchor = fills[vector], first + vector * slots
+    if most == 3:
+        most = 4
+    for vector in range(TILE_VECTORS):
+        for slot in range(fills[vector], most):
+            at = first + vector * slots + slot
+            table[2 * at], table[2 * at + 1] = table[2 * anchor], 0  # reads nothing, from an address that is somebody's
+    return most
+
+
+# ---- panels ------------------------------------------------------------------------------------------------------------
+@kernel()
+def pack_panel(geometry, table, first_entry, counts, source, channels, panel, position, runs, width):  # type: ignore[no-untyped-def]
+    """Fill panel[position:] with what the tabled taps of ``channels`` channels read: blocks of channels, in them taps, in them channels.
+
+    source : byte address of the first channel; counts : of this panel's taps; width : elements of a row of the panel.
+    Returns the number of runs (first k, number of products) written to ``runs``: one with everything, or more where taps are left
+    out because they read padding alone.
+    """
+    g = geometry
+    k = found = 0
+    going = False
+    for first in range(0, channels, g[CHANNEL_BLOCK]):
+        some = min(g[CHANNEL_BLOCK], channels - first)
+        address = source + first * g[SOURCE_CHANNEL] * panel.itemsize
+        for tap in range(len(counts)):
+            if counts[tap] == 0 and g[SKIPPING]:
+                going = False
+            else:
+                if not going:
+                    runs[2 * found], runs[2 * found + 1] = k, 0
+                    found += 1
+                    going = True
+                runs[2 * found - 1] += some
+                entry = first_entry + tap * TILE_VECTORS * g[SLOTS]
+                copy_tap(g[SPACING], g[LANE_STEP], address, g[SOURCE_CHANNEL], some, table, entry, g[SLOTS], counts[tap], panel, position)
+                position += some * width
+            k += some
+    return found
+
+
+# ---- copying -----------------------------------------------------------------------------------------------------------
+@intrinsic
+def copy_tap(  # type: ignore[no-untyped-def]
+    typingctx, spacing, lane_step, source, channel_step, channels, table, first, slots, count, panel, position
+):
+    """Copy what one tap of ``channels`` channels reads into a panel; lanes in no mask become zero.
+
+    panel[position + c * W + l] = source[c * channel_step + offset + l * lane_step] for every entry and lane l in its mask
+
+    spacing : UNIT (lane_step 1), EVEN (lane_step 2; lane l has mask bit 2 l) or SPREAD (any lane_step).
+    source : int64 byte address of the first channel.
+    table : int64 array of pairs (offset, mask): TILE_VECTORS groups of ``slots`` pairs from pair ``first`` on, of which the first
+        ``count`` hold entries.
+    panel : one-dimensional array of the source's dtype.  All other arguments are int64 numbers, steps and offsets in elements.
+    """
+    n = types.int64
+    return types.void(n, n, n, n, n, table, n, n, n, panel, n), _emit_copy
+
+
+def _emit_copy(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    spacing, lane_step, source, channel_step, channels, table, first, slots, count, panel, position = arguments
+    copy = _Copy(builder, signature.args[9].dtype)
+    copy.source, copy.lane_step, copy.channel_step, copy.channels = copy.v.pointer(source), lane_step, channel_step, channels
+    copy.table = builder.gep(data_pointer(context, builder, signature.args[5], table), [builder.mul(first, int64(2))])
+    copy.slots, copy.count = slots, count
+    copy.panel = builder.gep(data_pointer(context, builder, signature.args[9], panel), [position])
+    cases: list[Case] = [(UNIT, partial(copy.spaced, 1)), (EVEN, partial(copy.spaced, 2))]
+    _switch(builder, spacing, cases, copy.gathered)
+    return context.get_dummy_value()
+
+
+Case = tuple[int, Callable[[], None]]
+
+
+def _switch(builder: Any, value: Any, cases: list[Case], otherwise: Callable[[], None]) -> None:
+    end, default = builder.append_basic_block("end"), builder.append_basic_block("otherwise")
+    switch = builder.switch(value, default)
+    for number, emit in cases:
+        block = builder.append_basic_block(f"case{number}")
+        switch.add_case(int64(number), block)
+        builder.position_at_end(block)
+        emit()
+        builder.branch(end)
+    builder.position_at_end(default)
+    otherwise()
+    builder.branch(end)
+    builder.position_at_end(end)
+
+
+class _Copy:
+    """Code of :func:`copy_tap`."""
+
+    source: Any
+    lane_step: Any
+    channel_step: Any
+    channels: Any
+    table: Any
+    slots: Any
+    count: Any
+    panel: Any
+
+    def __init__(self, builder: Any, dtype: Any) -> None:
+        self.builder = builder
+        self.v = Vectors(builder, dtype)
+
+    def _entry(self, vector: int, index: Any) -> tuple[Any, Any]:
+        """Offset and mask of an entry of a vector."""
+        b = self.builder
+        pair = b.mul(b.add(b.mul(self.slots, int64(vector)), index), int64(2))
+        return b.load(b.gep(self.table, [pair])), b.load(b.gep(self.table, [b.add(pair, int64(1))]))
+
+    def _each_channel(self, value: Callable[[int, Any], Any], vectors: list[int]) -> None:
+        """Loop over channels: store value(j, pointer to the channel) as vector j."""
+        b, v = self.builder, self.v
+        with cgutils.for_range(b, self.channels) as loop:
+            channel = v.at(self.source, b.mul(loop.index, self.channel_step))
+            row = v.at(self.panel, b.mul(loop.index, int64(TILE_VECTORS * v.lanes)))
+            for j in vectors:
+                v.store(value(j, channel), v.at(row, j * v.lanes))
+
+    # ---- masked loads --------------------------------------------------------------------------------------------
+    def spaced(self, parts: int) -> None:
+        """Cells ``parts`` apart (1 or 2): that many masked loads an entry, and a shuffle."""
+        cases: list[Case] = [(count, partial(self._unrolled, count, parts)) for count in UNROLLED]
+        _switch(self.builder, self.count, cases, partial(self._general, parts))
+
+    def _unrolled(self, count: int, parts: int) -> None:
+        plan = []
+        for j in range(TILE_VECTORS):
+            entries = [self._entry(j, int64(s)) for s in range(count)]
+            plan.append([(offset, self._part_masks(mask, parts)) for offset, mask in entries])
+
+        def value(j: int, channel: Any) -> Any:
+            raw = [self.v.zero] * parts
+            for offset, masks in plan[j]:
+                raw = self._merge(raw, channel, offset, masks)
+            return self._join(raw)
+
+        self._each_channel(value, list(range(TILE_VECTORS)))
+
+    def _general(self, parts: int) -> None:
+        b, v = self.builder, self.v
+        slots = [cgutils.alloca_once(b, v.vector) for _ in range(parts)]
+
+        def value(j: int, channel: Any) -> Any:
+            for slot in slots:
+                b.store(v.zero, slot)
+            with cgutils.for_range(b, self.count) as loop:
+                offset, mask = self._entry(j, loop.index)
+                merged = self._merge([b.load(slot) for slot in slots], channel, offset, self._part_masks(mask, parts))
+                for slot, raw in zip(slots, merged):
+                    b.store(raw, slot)
+            return self._join([b.load(slot) for slot in slots])
+
+        self._each_channel(value, list(range(TILE_VECTORS)))
+
+    def _part_masks(self, mask: Any, parts: int) -> list[Any]:
+        return [self.v.mask_of(self.builder.lshr(mask, int64(part * self.v.lanes))) for part in range(parts)]
+
+    def _merge(self, raw: list[Any], channel: Any, offset: Any, masks: list[Any]) -> list[Any]:
+        v, start = self.v, self.v.at(channel, offset)
+        return [v.masked_load(v.at(start, part * v.lanes), mask, old) for part, (mask, old) in enumerate(zip(masks, raw))]
+
+    def _join(self, raw: list[Any]) -> Any:
+        return raw[0] if len(raw) == 1 else self.v.shuffle(raw[0], raw[1], range(0, 2 * self.v.lanes, 2))
+
+    # ---- gathers -------------------------------------------------------------------------------------------------
+    def gathered(self) -> None:
+        """Any spacing: the entries of a vector become one vector of indices and one mask."""
+        b, v = self.builder, self.v
+        spread = b.mul(v.iota, v.splat(self.lane_step))
+        for j in range(TILE_VECTORS):
+            indices, mask = cgutils.alloca_once(b, v.indices), cgutils.alloca_once(b, v.mask)
+            b.store(spread, indices)
+            b.store(v.no_lane, mask)
+            with cgutils.for_range(b, self.count) as loop:
+                offset, bits = self._entry(j, loop.index)
+                lanes = v.mask_of(bits)
+                b.store(b.select(lanes, b.add(v.splat(offset), spread), b.load(indices)), indices)
+                b.store(b.or_(lanes, b.load(mask)), mask)
+            self._each_channel(partial(self._gather, b.load(indices), b.load(mask)), [j])
+
+    def _gather(self, indices: Any, mask: Any, _: int, channel: Any) -> Any:
+        return self.v.gather(channel, indices, mask)
