@@ -75,14 +75,20 @@ def check_same_dtype(first: str, a: AnyArray, second: str, b: AnyArray) -> None:
         )
 
 
+def dtype_name(name: str, dtype: Any) -> str:
+    """The name of what NumPy makes of ``dtype``; TypeError where it makes nothing of it."""
+    try:
+        found: str = np.dtype(dtype).name
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a NumPy dtype or None, got {shown(dtype)}") from None
+    return found
+
+
 def check_out_dtype(out_dtype: Any, dtype: str) -> str:
     """The result's dtype name: ``dtype`` itself, or int32 for narrow integers."""
     if out_dtype is None:
         return dtype
-    try:
-        wanted: str = np.dtype(out_dtype).name
-    except TypeError:
-        raise TypeError(f"out_dtype must be a NumPy dtype or None, got {shown(out_dtype)}") from None
+    wanted = dtype_name("out_dtype", out_dtype)
     if wanted != dtype and not (wanted == "int32" and dtype in NARROW_INTEGERS):
         raise ValueError(f"out_dtype must be {dtype}{' or int32' if dtype in NARROW_INTEGERS else ''} for {dtype} arguments, got {wanted}")
     return wanted

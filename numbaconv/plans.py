@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .arguments import check_padding_mode, shown_shape
+from .arguments import check_padding_mode, integer, per_axis, shown, shown_shape
 from .arrays import (
     ELEMENTS,
     AnyArray,
@@ -18,6 +18,7 @@ from .arrays import (
     check_out,
     check_out_dtype,
     check_same_dtype,
+    dtype_name,
     dtype_named,
     native,
     storage_view,
@@ -46,13 +47,26 @@ def execute(
     out: Any = None,
     precision: str | None = None,
     algorithm: str = "auto",
+    first: str = "input",
 ) -> AnyArray:
-    """Choose, pack and run once; nothing is kept, so that a changed weight is always seen."""
+    """Choose, pack and run once; nothing is kept, so that a changed weight is always seen.  ``first`` is the caller's name of ``input``."""
     choice = choose(problem, precision, algorithm)
-    arguments = {"input": input, "weight": weight} | ({} if bias is None else {"bias": bias})
+    arguments = {first: input, "weight": weight} | ({} if bias is None else {"bias": bias})
     result = _result(problem, input, out, arguments, choice.setup.workspace + choice.setup.packed_bytes)
     if result.size:
         _run(choice, problem, input, _pack(choice, problem, weight, bias), result)
+    return result
+
+
+def execute_weight_grad(problem: Problem, input: AnyArray, grad_output: AnyArray, out: Any = None) -> AnyArray:
+    """The gradient with respect to the weight; ``input`` is what the forward convolution reads."""
+    choice = choose(problem)
+    result = _result(problem, input, out, {"input": input, "grad_output": grad_output}, choice.setup.workspace)
+    if result.size:
+        batched = input.ndim == problem.rank + 2
+        read, grad = (storage_view(native(a if batched else a[None])) for a in (input, grad_output))
+        axes = _unit_axes(problem)
+        choice.setup.run(read[axes], (grad[axes],), storage_view(result)[axes])
     return result
 
 
@@ -191,10 +205,12 @@ def describe(
     """The Problem of a plan's arguments, arrays or shapes."""
     input_shape, input_dtype = _shape_and_dtype("input_or_shape", input_or_shape)
     weight_shape, weight_dtype = _shape_and_dtype("weight", weight_or_shape)
-    bias_shape = None if bias_or_shape is None else _shape_and_dtype("bias", bias_or_shape)[0]
-    wanted = None if dtype is None else np.dtype(dtype).name
+    bias_shape, bias_dtype = (None, None) if bias_or_shape is None else _shape_and_dtype("bias", bias_or_shape)
+    wanted = None if dtype is None else dtype_name("dtype", dtype)
+    if not isinstance(transposed, (bool, np.bool_)):
+        raise TypeError(f"transposed must be True or False, got {shown(transposed)}")
     name = wanted or weight_dtype or input_dtype or "float32"
-    for what, other in (("input", input_dtype), ("weight", weight_dtype)):
+    for what, other in (("input", input_dtype), ("weight", weight_dtype), ("bias", bias_dtype)):
         if other not in (None, name):
             raise TypeError(f"{what} must have dtype {name} like the other arguments, got {other}")
     if name not in ELEMENTS:
@@ -204,7 +220,7 @@ def describe(
         raise ValueError(f"weight must have 3, 4 or 5 dimensions, got shape {shown_shape(weight_shape)}")
     result = check_out_dtype(out_dtype, name)
     if not transposed:
-        if output_padding != 0:
+        if any(per_axis("output_padding", output_padding, rank, 0)):
             raise ValueError(f"output_padding must be 0 without transposed=True, got {output_padding!r}")
         return forward_problem(
             rank, input_shape, weight_shape, bias_shape, stride, padding, dilation, groups,
@@ -218,14 +234,15 @@ def describe(
 
 
 def _shape_and_dtype(name: str, value: Any) -> tuple[tuple[int, ...], str | None]:
-    if isinstance(value, (tuple, list)) and all(isinstance(n, (int, np.integer)) and n >= 0 for n in value):
-        return tuple(int(n) for n in value), None
+    if isinstance(value, (tuple, list)):
+        return tuple(integer(f"{name}[{i}]", n, 0, " of a shape") for i, n in enumerate(value)), None
     array = check_array(name, value)
     return array.shape, array.dtype.name
 
 
 def _result(problem: Problem, input: AnyArray, out: Any, arguments: dict[str, AnyArray], extra: int) -> AnyArray:
-    shape = problem.result_shape if input.ndim == problem.rank + 2 else problem.result_shape[1:]
+    whole = input.ndim == problem.rank + 2 or problem.direction == "weight_grad"
+    shape = problem.result_shape if whole else problem.result_shape[1:]
     if out is not None:
         check_memory(extra)
         return check_out(out, shape, problem.out_dtype, arguments)
