@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
 from numbaconv import Problem, reference
+from numbaconv.cpu import threads
 
 from .cases import call, dtype_of, integer_arrays, normal_arrays
 
@@ -15,7 +18,10 @@ SMALLEST = {"float64": 2.0**-1074, "float32": 2.0**-149, "float16": 2.0**-24, "b
 
 
 def check_exact(p: Problem, algorithm: str) -> None:
-    """Whole-number inputs: equal to the reference, in a fresh result and in a poisoned ``out`` whose surroundings survive."""
+    """Whole-number inputs: equal to the reference, in a fresh result and in a poisoned ``out`` whose surroundings survive.
+
+    The second call runs on all threads, however little work there is.
+    """
     x, w, b = integer_arrays(p)
     expected = reference.convolve(p, x, w, b)
     fresh = call(p, x, w, b, algorithm=algorithm)
@@ -25,11 +31,22 @@ def check_exact(p: Problem, algorithm: str) -> None:
 
     buffer, out = poisoned(p.result_shape, dtype_of(p.out_dtype))
     untouched = buffer.copy()
-    assert call(p, x, w, b, algorithm=algorithm, out=out) is out
+    with always_parallel():
+        assert call(p, x, w, b, algorithm=algorithm, out=out) is out
     assert_same(out, expected)
     inside = (slice(1, -1),) * out.ndim
     buffer[inside] = untouched[inside]
     assert buffer.tobytes() == untouched.tobytes(), "cells around out were written"
+
+
+@contextlib.contextmanager
+def always_parallel() -> Iterator[None]:
+    """Small problems, too, are shared among the threads."""
+    before, threads.SERIAL_BELOW = threads.SERIAL_BELOW, 0.0
+    try:
+        yield
+    finally:
+        threads.SERIAL_BELOW = before
 
 
 def check_rounding(p: Problem, algorithm: str) -> None:
