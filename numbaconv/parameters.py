@@ -123,7 +123,7 @@ class Parameters:
 
     def _check_keys(self, where: str, names: Iterable[str]) -> None:
         expected, found = self.state_dict().keys(), set(names)
-        missing, unexpected = sorted(expected - found), sorted(found - expected)
+        missing, unexpected = sorted(expected - found), sorted(found - expected, key=str)
         if missing or unexpected:
             problems = [f"{what} {keys}" for what, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
             raise ValueError(f"{where} must have exactly the keys {sorted(expected)} for {self!r}: {', '.join(problems)}")
