@@ -15,6 +15,7 @@ import pytest
 
 import numbaconv
 from numbaconv import explain, plan
+from numbaconv.choose import registry
 
 Call = Callable[..., Any]
 
@@ -284,6 +285,34 @@ def test_a_huge_stride_computes_one_output() -> None:
         y = forward(stride=stride, out=None)
         assert y.shape == (2, 6, 1, 1) and (y == 19).all()
     assert transposed(input=ones(2, 4, 1, 1), stride=2**61, out=None).shape == (2, 6, 3, 3)
+
+
+HUGE = 2**40
+HUGE_CALLS = [
+    ({"dilation": 2**61, "weight": [1]}, [1, 2, 3, 4, 5]),
+    ({"padding": HUGE, "stride": HUGE, "weight": [1]}, [0, 1, 0]),
+    ({"padding": HUGE, "stride": 7, "dilation": HUGE}, [10]),
+    ({"padding": HUGE, "stride": HUGE // 2, "dilation": 3}, [0, 0, 41, 0]),
+    ({"padding": HUGE, "stride": HUGE, "weight": [1], "padding_mode": "replicate"}, [1, 1, 5]),
+    ({"padding": HUGE, "stride": 7, "dilation": HUGE, "padding_mode": "replicate"}, [511]),
+    ({"padding": HUGE, "stride": HUGE // 2, "dilation": 3, "padding_mode": "replicate"}, [111, 111, 541, 555]),
+]
+HUGE_TRANSPOSED = [
+    ({"dilation": 2**61, "weight": [1]}, [1, 2, 3, 4, 5]),
+    ({"stride": HUGE, "padding": 2 * HUGE}, [3, 30, 300]),
+    ({"dilation": HUGE, "padding": HUGE}, [10, 20, 30, 40, 50]),
+    ({"stride": HUGE, "padding": ((4 * HUGE - 1, 0),)}, [0, 5, 50, 500]),
+]
+
+
+@pytest.mark.parametrize("algorithm", [algorithm.name for algorithm in registry("cpu")])
+def test_huge_geometry_with_a_small_result(algorithm: str) -> None:
+    """Padding, dilation and stride far beyond the input: no memory and no time for what is not there."""
+    for function, calls in ((numbaconv.conv1d, HUGE_CALLS), (numbaconv.conv_transpose1d, HUGE_TRANSPOSED)):
+        for arguments, expected in calls:
+            weight = np.array([[arguments.get("weight", [1, 10, 100])]], np.float32)
+            y = function(np.array([[[1, 2, 3, 4, 5]]], np.float32), **arguments | {"weight": weight}, algorithm=algorithm)
+            np.testing.assert_array_equal(y, [[expected]])
 
 
 def test_overflowing_extents() -> None:
