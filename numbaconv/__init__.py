@@ -18,6 +18,9 @@ _HOME = {
     "Problem": "problem",
 }
 
+# Public modules.
+_MODULES = ("grad",)
+
 __all__ = [
     "Conv1d",
     "Conv2d",
@@ -46,6 +49,7 @@ __all__ = [
     "fold1d",
     "fold2d",
     "fold3d",
+    "grad",
     "plan",
     "unfold",
     "unfold1d",
@@ -54,6 +58,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from . import grad
     from .columns import fold, fold1d, fold2d, fold3d, unfold, unfold1d, unfold2d, unfold3d
     from .functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
     from .lazy import LazyConv1d, LazyConv2d, LazyConv3d, LazyConvTranspose1d, LazyConvTranspose2d, LazyConvTranspose3d
@@ -63,10 +68,12 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _HOME and name not in _MODULES:
         raise AttributeError(f"module 'numbaconv' has no attribute {name!r}")
     import importlib
 
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
     value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
     globals()[name] = value
     return value

@@ -104,6 +104,8 @@ class Problem:
 
     @property
     def result_shape(self) -> tuple[int, ...]:
+        if self.direction == "weight_grad":
+            return self.weight_shape
         return (self.batch, self.result_channels, *self.result_size[3 - self.rank :])
 
     @property
@@ -116,8 +118,10 @@ class Problem:
     def bytes(self) -> int:
         """Bytes of source, weight, bias and result, each touched once."""
         size = itemsize(self.dtype)
-        arguments = math.prod(self.source_shape) + math.prod(self.weight_shape) + self.result_channels * self.bias
-        return arguments * size + math.prod(self.result_shape) * itemsize(self.out_dtype)
+        elements = self.batch * (self.in_channels * math.prod(self.in_size) + self.out_channels * math.prod(self.out_size))
+        elements += math.prod(self.weight_shape) + self.result_channels * self.bias
+        result = math.prod(self.result_shape)
+        return (elements - result) * size + result * itemsize(self.out_dtype)
 
     @property
     def per_image(self) -> Problem:
@@ -150,7 +154,7 @@ class Problem:
             self.padding_mode,
             f"b{int(self.bias)}",
         ]
-        if self.transposed:
+        if self.transposed or any(self.output_padding):
             parts.append(f"op{by(self.output_padding)}")
         return "_".join(parts)
 

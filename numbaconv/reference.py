@@ -60,6 +60,20 @@ def _input_grad(p: Problem, g: AnyArray, w: AnyArray) -> AnyArray:
     return _fold(p, padded.reshape(p.batch, p.in_channels, *_padded_size(p)))
 
 
+def weight_grad(problem: Problem, input: AnyArray, grad_output: AnyArray, *, rounded: bool = True) -> AnyArray:
+    """The gradient of ``problem`` (direction "weight_grad") with respect to its weight, the input conjugated; as :func:`convolve`."""
+    p, wide = problem, _wide(problem.dtype)
+    padded = _pad(p, input.astype(wide).reshape(p.batch, p.in_channels, *p.in_size))
+    padded = padded.conj().reshape(p.batch, p.groups, p.in_per_group, *_padded_size(p))
+    grads = grad_output.astype(wide).reshape(p.batch, p.groups, p.out_per_group, *p.out_size)
+    out = np.zeros((p.groups, p.out_per_group, p.in_per_group, *p.kernel), wide)
+    with np.errstate(all="ignore"):
+        for tap in itertools.product(*map(range, p.kernel)):
+            out[:, :, :, tap[0], tap[1], tap[2]] = np.einsum("ngodhw,ngcdhw->goc", grads, padded[_window(p, tap)])
+    out = out.reshape(p.weight_shape)
+    return out.astype(dtype_named(p.out_dtype)) if rounded else out
+
+
 def _padded_size(p: Problem) -> tuple[int, ...]:
     return tuple(i + lo + hi for i, (lo, hi) in zip(p.in_size, p.padding))
 

@@ -2,15 +2,16 @@
 
 One row of the result at a time.  For every source row that meets it, the cells that its taps read are gathered into a short
 line (padding by index, any strides, halves widened), and every tap adds ``weight * line`` to the rows of a block of result
-channels.  A transposed convolution only changes which cells a tap reads and writes, so both directions are one kernel.
+channels.  An input gradient (and so a transposed convolution) only changes which cells a tap reads and writes, so both
+directions are one kernel.  With a padding mode other than zeros it also folds back: a result cell collects what its padded
+copies get.
 
-The order of an element's sum is fixed: bias, then source channels, then taps, in memory order.
+The order of an element's sum is fixed: bias, then source channels, then (padded copies and) taps, in memory order.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -18,40 +19,52 @@ from typing import Any
 import numpy as np
 from numba import from_dtype, prange, types
 
-from ..arguments import PADDING_MODES
 from ..arrays import ELEMENTS, AnyArray, memory_hull
-from ..choose import Accuracy
-from ..padding import PADDING, source_index
+from ..choose import Accuracy, Setup
+from ..padding import PADDING
 from ..problem import Problem
 from . import halves
 from .compile import kernel, specialise
+from .direct_weight import WeightGradSetup
+from .rows import (
+    BLOCK,
+    COLUMNS,
+    DILATION,
+    FINITE,
+    FOLDS,
+    GROUPS,
+    KERNEL,
+    LINE,
+    MODE,
+    NOTHING,
+    OUT_KIND,
+    PAD,
+    PAD_HIGH,
+    RESULT,
+    RESULT_BASE,
+    RESULT_STEP,
+    RESULTS,
+    ROWS,
+    SOURCE,
+    SOURCE_BASE,
+    SOURCE_STEP,
+    SOURCES,
+    STRIDE,
+    TRANSPOSED,
+    WIDTH,
+    forward_columns,
+    gather,
+    geometry_of,
+    index_of,
+    meets,
+)
 from .threads import launch, most_threads, next_task
 
-NOTHING = -2  # no source cell: outside a gradient, or between the steps of its stride
 TILE = 512  # result columns of one tile
 BLOCK_BYTES = 16 << 10  # sums of one block of result channels: half of a small L1 cache
 TASK_PRODUCTS = 1 << 18  # products of one task: long against its scheduling, short against the whole
-
-# Fields of the geometry, an int64 array.  First three axes each, then single numbers.
-SOURCE, RESULT, KERNEL, STRIDE, DILATION, PAD = 0, 3, 6, 9, 12, 15
-GROUPS, SOURCES, RESULTS, MODE, TRANSPOSED, IN_KIND, OUT_KIND, COLUMNS, BLOCK, ROWS, LINE, FINITE = range(18, 30)
-# Of a call: offset of the first element and five strides, in elements, of source and result.
-SOURCE_BASE, SOURCE_STEP, RESULT_BASE, RESULT_STEP, FIELDS = 30, 31, 36, 37, 42
-
-_source_index = kernel()(source_index)
-
-
-@kernel()
-def _meets(geometry, axis, position, tap):  # type: ignore[no-untyped-def]
-    """Source index along an axis that a tap of a result position meets; PADDING for a padded zero, NOTHING for no cell."""
-    offset = tap * geometry[DILATION + axis] - geometry[PAD + axis]
-    stride, size = geometry[STRIDE + axis], geometry[SOURCE + axis]
-    if not geometry[TRANSPOSED]:
-        return _source_index(position * stride + offset, size, geometry[MODE])
-    reach = position - offset
-    if reach < 0 or reach % stride or reach // stride >= size:
-        return NOTHING
-    return reach // stride
+NO_PADDING = ((0, 0),) * 3
+NOWHERE = -(1 << 62)  # no padded position
 
 
 @kernel()
@@ -71,39 +84,6 @@ def _transposed_columns(geometry, start, columns, segments, taps):  # type: igno
         column = index * stride - lead
         taps[k, 0], taps[k, 1] = index - first, column
         taps[k, 2] = max(0, min(last - index, (columns - column + stride - 1) // stride))
-
-
-@kernel()
-def _gather(source, base, geometry, start, trimmed, segments, missing, line):  # type: ignore[no-untyped-def]
-    """Fill the line with the cells of one source row (its first element at ``base``) that the tile's taps read.
-
-    segments[s] = first position, place in the line, length for a full tile, of which ``trimmed`` are left out.
-    """
-    size, step, kind = geometry[SOURCE + 2], geometry[SOURCE_STEP + 4], geometry[IN_KIND]
-    transposed = geometry[TRANSPOSED]
-    stride = 1 if transposed else geometry[STRIDE + 2]
-    origin = 0 if transposed else start * stride - geometry[PAD + 2]
-    for s in range(segments.shape[0]):
-        first, length = origin + segments[s, 0], segments[s, 2] - trimmed
-        part = line[segments[s, 1] : segments[s, 1] + length]
-        low = min(length, max(0, -(first // stride)))  # cells [low, high) lie inside the row
-        high = max(low, min(length, (size - 1 - first) // stride + 1))
-        if missing:
-            low = high = length
-        if step * stride == 1:
-            inside, target = source[base + first + low : base + first + high], part[low:high]
-            for q in range(high - low):
-                target[q] = halves.widen(inside[q], kind)
-        else:
-            for q in range(low, high):
-                part[q] = halves.widen(source[base + (first + q * stride) * step], kind)
-        for begin, end in ((0, low), (high, length)):
-            for q in range(begin, end):
-                index = PADDING if missing else _source_index(first + q * stride, size, geometry[MODE])
-                if index == PADDING:
-                    part[q] = 0
-                else:
-                    part[q] = halves.widen(source[base + index * step], kind)
 
 
 @kernel(fastmath={"contract"})  # every product is one fused multiply-add, in full vectors and at the edges alike
@@ -151,67 +131,110 @@ def _accumulate(sums, line, weight, base, geometry, channels, columns, taps):  #
 
 
 @kernel()
+def _fold(row, geometry):  # type: ignore[no-untyped-def]
+    """Add the cells of a padded row of sums to the cells that they were copies of."""
+    low, size = geometry[PAD + 2], geometry[RESULT + 2]
+    for q in range(row.size):
+        if not low <= q < low + size:
+            row[low + index_of(q - low, size, geometry[MODE])] += row[q]
+
+
+@kernel()
 def _store(result, base, geometry, sums, channels, columns):  # type: ignore[no-untyped-def]
     across, step, kind = geometry[RESULT_STEP + 1], geometry[RESULT_STEP + 4], geometry[OUT_KIND]
     for r in range(channels):
         row = sums[r * columns : (r + 1) * columns]
+        if geometry[FOLDS]:
+            _fold(row, geometry)
+            row = row[geometry[PAD + 2] : geometry[PAD + 2] + geometry[RESULT + 2]]
         if step == 1:
-            target = result[base + r * across : base + r * across + columns]
-            for q in range(columns):
+            target = result[base + r * across : base + r * across + row.size]
+            for q in range(row.size):
                 target[q] = halves.narrow(row[q], result, kind)
         else:
-            for q in range(columns):
+            for q in range(row.size):
                 result[base + r * across + q * step] = halves.narrow(row[q], result, kind)
 
 
 @kernel()
-def _row_sums(source, plane, weight, tap, geometry, d, h, start, columns, trimmed, segments, taps, line, sums, channels):  # type: ignore[no-untyped-def]
-    """Add what one source channel gives to the result row (d, h): its first element is at ``plane``, its weights at ``tap``."""
+def _copies(geometry, axis):  # type: ignore[no-untyped-def]
+    """How many padded positions along an axis may be copies of a result cell, itself included."""
+    return 1 + geometry[PAD + axis] + geometry[PAD_HIGH + axis] if geometry[FOLDS] else 1
+
+
+@kernel()
+def _copy(geometry, axis, position, i):  # type: ignore[no-untyped-def]
+    """The i-th of those positions (the first is the cell itself); NOWHERE when it is a copy of another cell."""
+    if i == 0:
+        return position
+    low, size = geometry[PAD + axis], geometry[RESULT + axis]
+    padded = -i if i <= low else size + i - low - 1
+    return padded if index_of(padded, size, geometry[MODE]) == position else NOWHERE
+
+
+@kernel()
+def _add_rows(source, plane, weight, tap, geometry, d, h, tile, segments, taps, line, sums, channels):  # type: ignore[no-untyped-def]
+    """Add what one source channel gives to the (padded) result row (d, h): its first cell is at ``plane``, its weights at ``tap``.
+
+    tile = first column, columns, columns that a full tile would have more.
+    """
     kh, kw, results = geometry[KERNEL + 1], geometry[KERNEL + 2], geometry[RESULTS]
     for i in range(geometry[KERNEL]):
-        sd = _meets(geometry, 0, d, i)
+        sd = meets(geometry, 0, d, i)
         for j in range(kh):
-            sh = _meets(geometry, 1, h, j)
+            sh = meets(geometry, 1, h, j)
             missing = sd == PADDING or sh == PADDING
             if sd == NOTHING or sh == NOTHING or (missing and geometry[FINITE]):
                 continue
             base = plane + sd * geometry[SOURCE_STEP + 2] + sh * geometry[SOURCE_STEP + 3]
-            _gather(source, base, geometry, start, trimmed, segments, missing, line)
-            _accumulate(sums, line, weight, tap + (i * kh + j) * kw * results, geometry, channels, columns, taps)
+            gather(source, base, geometry, tile[0], tile[2], segments, missing, line)
+            _accumulate(sums, line, weight, tap + (i * kh + j) * kw * results, geometry, channels, tile[1], taps)
+
+
+@kernel()
+def _row_sums(source, image, weight, bias, geometry, d, h, group, r0, channels, tile, segments, taps, line, sums):  # type: ignore[no-untyped-def]
+    """The sums (channels, columns) of one result row for the channels r0, r0 + 1, ... of a group; ``image`` is where its image starts."""
+    sources, results = geometry[SOURCES], geometry[RESULTS]
+    each = geometry[KERNEL] * geometry[KERNEL + 1] * geometry[KERNEL + 2] * results  # weights of one source channel
+    for r in range(channels):
+        row = sums[r * tile[1] : (r + 1) * tile[1]]
+        row[:] = 0 if geometry[FOLDS] else bias[group * results + r0 + r]
+    for c in range(group * sources, (group + 1) * sources):
+        plane = image + c * geometry[SOURCE_STEP + 1]
+        for i in range(_copies(geometry, 0)):
+            pd = _copy(geometry, 0, d, i)
+            for j in range(_copies(geometry, 1)):
+                ph = _copy(geometry, 1, h, j)
+                if pd != NOWHERE and ph != NOWHERE:
+                    _add_rows(source, plane, weight, c * each + r0, geometry, pd, ph, tile, segments, taps, line, sums, channels)
 
 
 @kernel()
 def convolve_rows(source, weight, bias, result, geometry, segments, taps, tasks, counter):  # type: ignore[no-untyped-def]
     """Worker: each task is a run of result rows of one image, group, block of channels and tile of columns."""
-    rows, height, width = geometry[RESULT] * geometry[RESULT + 1], geometry[RESULT + 1], geometry[RESULT + 2]
-    sources, results, block, tile = geometry[SOURCES], geometry[RESULTS], geometry[BLOCK], geometry[COLUMNS]
-    runs, tiles, blocks = -(-rows // geometry[ROWS]), -(-width // tile), -(-results // block)
-    each = geometry[KERNEL] * geometry[KERNEL + 1] * geometry[KERNEL + 2] * results  # weights of one source channel
-    line, sums = np.empty(geometry[LINE], weight.dtype), np.empty(block * tile, weight.dtype)
+    rows, height, width = geometry[RESULT] * geometry[RESULT + 1], geometry[RESULT + 1], geometry[WIDTH]
+    results, block, most = geometry[RESULTS], geometry[BLOCK], geometry[COLUMNS]
+    runs, tiles, blocks = -(-rows // geometry[ROWS]), -(-width // most), -(-results // block)
+    line, sums = np.empty(geometry[LINE], weight.dtype), np.empty(block * most, weight.dtype)
     segments, taps = segments.copy(), taps.copy()
     while True:
         task = next_task(counter)
         if task >= tasks:
             break
         run, rest = task % runs, task // runs
-        start, rest = rest % tiles * tile, rest // tiles
+        start, rest = rest % tiles * most, rest // tiles
         r0, rest = rest % blocks * block, rest // blocks
-        group, image = rest % geometry[GROUPS], rest // geometry[GROUPS]
-        columns, channels = min(tile, width - start), min(block, results - r0)
-        trimmed = tile - columns
+        group, n = rest % geometry[GROUPS], rest // geometry[GROUPS]
+        columns, channels = min(most, width - start), min(block, results - r0)
+        tile = (start - geometry[PAD + 2] if geometry[FOLDS] else start, columns, most - columns)
         if geometry[TRANSPOSED]:
-            trimmed = 0
-            _transposed_columns(geometry, start, columns, segments, taps)
+            tile = (tile[0], columns, 0)
+            _transposed_columns(geometry, tile[0], columns, segments, taps)
+        image = geometry[SOURCE_BASE] + n * geometry[SOURCE_STEP]
         for row in range(run * geometry[ROWS], min((run + 1) * geometry[ROWS], rows)):
             d, h = row // height, row % height
-            for r in range(channels):
-                sums[r * columns : (r + 1) * columns] = bias[group * results + r0 + r]
-            for c in range(group * sources, (group + 1) * sources):
-                plane = geometry[SOURCE_BASE] + image * geometry[SOURCE_STEP] + c * geometry[SOURCE_STEP + 1]
-                _row_sums(
-                    source, plane, weight, c * each + r0, geometry, d, h, start, columns, trimmed, segments, taps, line, sums, channels
-                )  # fmt: skip
-            place = geometry[RESULT_BASE] + image * geometry[RESULT_STEP] + (group * results + r0) * geometry[RESULT_STEP + 1]
+            _row_sums(source, image, weight, bias, geometry, d, h, group, r0, channels, tile, segments, taps, line, sums)
+            place = geometry[RESULT_BASE] + n * geometry[RESULT_STEP] + (group * results + r0) * geometry[RESULT_STEP + 1]
             place += d * geometry[RESULT_STEP + 2] + h * geometry[RESULT_STEP + 3] + start * geometry[RESULT_STEP + 4]
             _store(result, place, geometry, sums, channels, columns)
 
@@ -240,37 +263,35 @@ class Direct:
     accuracy: Accuracy = "definition"
 
     def supports(self, problem: Problem) -> str | None:
-        return "weight gradients are not computed by it" if problem.direction == "weight_grad" else None
+        return None
 
     def cost(self, problem: Problem) -> float:
         return _seconds(problem)
 
-    def setup(self, problem: Problem) -> DirectSetup:
-        return DirectSetup(problem)
+    def setup(self, problem: Problem) -> Setup:
+        return WeightGradSetup(problem) if problem.direction == "weight_grad" else DirectSetup(problem)
 
 
 @dataclass(frozen=True)
 class DirectSetup:
+    """Forward and input gradient."""
+
     problem: Problem
 
     @functools.cached_property
     def _tables(self) -> tuple[AnyArray, AnyArray, AnyArray]:
         """Geometry, segments and taps."""
         p = self.problem
-        tile = min(p.result_size[2], TILE)
-        segments, taps = _forward_columns(p, tile)
+        geometry = geometry_of(p)
+        folds = p.transposed and p.padding_mode != "zeros" and p.padding != NO_PADDING
+        # A gradient that folds back is summed over whole padded rows, because copies lie anywhere in them.
+        width = p.result_size[2] + sum(p.padding[2]) if folds else p.result_size[2]
+        tile = width if folds else min(width, TILE)
+        segments, taps = forward_columns(p, tile)
         per_group = p.result_channels // p.groups
-        accumulator = ELEMENTS[p.dtype].accumulator
-        block = max(1, min(per_group, BLOCK_BYTES // (tile * accumulator.itemsize)))
+        block = max(1, min(per_group, BLOCK_BYTES // (tile * ELEMENTS[p.dtype].accumulator.itemsize)))
         row_products = p.taps * (p.source_channels // p.groups) * block * tile
-        geometry = np.zeros(FIELDS, np.int64)
-        geometry[SOURCE : SOURCE + 3], geometry[RESULT : RESULT + 3] = p.source_size, p.result_size
-        geometry[KERNEL : KERNEL + 3], geometry[STRIDE : STRIDE + 3] = p.kernel, p.stride
-        geometry[DILATION : DILATION + 3], geometry[PAD : PAD + 3] = p.dilation, [lo for lo, _ in p.padding]
-        geometry[GROUPS], geometry[SOURCES], geometry[RESULTS] = p.groups, p.source_channels // p.groups, per_group
-        geometry[MODE], geometry[TRANSPOSED] = PADDING_MODES.index(p.padding_mode), p.transposed
-        geometry[IN_KIND], geometry[OUT_KIND] = halves.KIND.get(p.dtype, 0), halves.KIND.get(p.out_dtype, 0)
-        geometry[COLUMNS], geometry[BLOCK] = tile, block
+        geometry[FOLDS], geometry[WIDTH], geometry[COLUMNS], geometry[BLOCK] = folds, width, tile, block
         geometry[ROWS] = max(1, min(p.result_size[0] * p.result_size[1], TASK_PRODUCTS // max(1, row_products)))
         geometry[LINE] = segments[-1, 1] + segments[-1, 2]
         return geometry, segments, taps
@@ -303,9 +324,9 @@ class DirectSetup:
         read, geometry[SOURCE_BASE], geometry[SOURCE_STEP : SOURCE_STEP + 5] = memory_hull(source)
         write, geometry[RESULT_BASE], geometry[RESULT_STEP : RESULT_STEP + 5] = memory_hull(result)
         geometry[FINITE] = finite[0]
-        depth, height, width = self.problem.result_size
+        rows = math.prod(self.problem.result_size[:2])
         tasks = len(source) * self.problem.groups * -(-int(geometry[RESULTS]) // int(geometry[BLOCK]))
-        tasks *= -(-width // int(geometry[COLUMNS])) * -(-(depth * height) // int(geometry[ROWS]))
+        tasks *= -(-int(geometry[WIDTH]) // int(geometry[COLUMNS])) * -(-rows // int(geometry[ROWS]))
         _compile(source.dtype, weight.dtype, result.dtype)
         arguments = (read, weight, bias, write, geometry, segments, taps, tasks)
         with np.errstate(all="ignore"):  # where the interpreter runs the kernel, integers wrap as they do in machine code
@@ -316,34 +337,3 @@ def _seconds(problem: Problem) -> float:
     """A rough model of one image on one thread: products at a tenth of a wide machine's rate, and a fixed cost for each pass of a row."""
     passes = math.prod(problem.out_size[:2]) * problem.out_channels * problem.in_per_group * problem.taps / 3
     return problem.flops / 2e10 + passes * 1e-8
-
-
-def _forward_columns(p: Problem, tile: int) -> tuple[AnyArray, AnyArray]:
-    """What a row of ``tile`` result columns gathers, and where in the line its taps read.
-
-    segments[s] = first position from the tile's first tap, place in the line, length: positions ``stride`` apart lie side by
-    side, and taps share a segment where their cells overlap.  taps[k] = place in the line, first column, columns.
-    (A transposed convolution works these out for each tile; here it only learns how much the line must hold.)
-    """
-    taps = np.zeros((p.kernel[2], 3), np.int64)
-    if p.transposed:
-        reach = (tile - 1 + (p.kernel[2] - 1) * p.dilation[2]) // p.stride[2] + 1
-        return np.array([[0, 0, min(reach, p.source_size[2])]], np.int64), taps
-    segments: list[list[int]] = []
-    latest: dict[int, int] = {}  # the last segment of each phase of the stride
-    members = []
-    for k in range(p.kernel[2]):
-        position = k * p.dilation[2]
-        phase = position % p.stride[2]
-        found = latest.get(phase)
-        if found is None or position > segments[found][0] + segments[found][2] * p.stride[2]:
-            found = latest[phase] = len(segments)
-            segments.append([position, 0, 0])
-        cell = (position - segments[found][0]) // p.stride[2]
-        segments[found][2] = cell + tile
-        members.append((found, cell))
-    for before, after in itertools.pairwise(segments):
-        after[1] = before[1] + before[2]
-    taps[:, 0] = [segments[found][1] + cell for found, cell in members]
-    taps[:, 2] = tile
-    return np.array(segments, np.int64), taps

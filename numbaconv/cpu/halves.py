@@ -23,7 +23,7 @@ _OVERFLOW = np.uint32(0x477FF000)  # 65520, which rounds to the float16 infinity
 _HALF = np.float32(0.5)
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def _bits_jit(typing: Any, value: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.bitcast(args[0], ir.IntType(32))
@@ -31,7 +31,7 @@ def _bits_jit(typing: Any, value: Any) -> Any:
     return types.uint32(types.float32), codegen
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def _float_jit(typing: Any, value: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.bitcast(args[0], ir.FloatType())
@@ -51,7 +51,7 @@ overload(_bits, inline="always")(lambda value: lambda value: _bits_jit(np.float3
 overload(_float, inline="always")(lambda bits: lambda bits: _float_jit(np.uint32(bits)))
 
 
-@register_jitable
+@register_jitable  # type: ignore[untyped-decorator]
 def float16_to_float32(h: Any) -> Any:
     magnitude = np.uint32(h & 0x7FFF)
     value = _float(magnitude << np.uint32(13)) * _TWO_112  # exact for normal and subnormal numbers
@@ -60,7 +60,7 @@ def float16_to_float32(h: Any) -> Any:
     return -value if h & 0x8000 else value
 
 
-@register_jitable
+@register_jitable  # type: ignore[untyped-decorator]
 def float32_to_float16(value: Any) -> Any:
     bits = _bits(value)
     magnitude = bits & np.uint32(0x7FFFFFFF)
@@ -73,12 +73,12 @@ def float32_to_float16(value: Any) -> Any:
     return np.uint16(half | ((bits >> np.uint32(16)) & np.uint32(0x8000)))
 
 
-@register_jitable
+@register_jitable  # type: ignore[untyped-decorator]
 def bfloat16_to_float32(h: Any) -> Any:
     return _float(np.uint32(h) << np.uint32(16))
 
 
-@register_jitable
+@register_jitable  # type: ignore[untyped-decorator]
 def float32_to_bfloat16(value: Any) -> Any:
     bits = _bits(value)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)

@@ -1,0 +1,176 @@
+"""Direct weight gradient: any problem, straight from the definition.
+
+``dW[o, c, k] = sum over n, y of grad[n, o, y] * conj(input[n, c, y * stride + k * dilation - padding])``: for every row of the output
+gradient, the input cells that the taps meet are gathered into a line, and each tap's share is a dot product of two rows.
+
+The order of an element's sum is fixed: images, then rows in memory order, then tiles of columns; the products of one tile are summed by
+lanes in float32 (or the dtype's accumulator), the tiles in float64.  This is the one result that depends on the batch size.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import from_dtype, prange, types
+
+from ..arrays import ELEMENTS, AnyArray, memory_hull
+from ..padding import PADDING
+from ..problem import Problem
+from . import halves
+from .compile import kernel, specialise
+from .rows import (
+    BLOCK,
+    COLUMNS,
+    IMAGES,
+    IN_KIND,
+    KERNEL,
+    LINE,
+    OTHER_BASE,
+    OTHER_STEP,
+    OUT_KIND,
+    RESULT,
+    RESULT_BASE,
+    RESULT_STEP,
+    RESULTS,
+    SOURCE_BASE,
+    SOURCE_STEP,
+    SOURCES,
+    forward_columns,
+    gather,
+    geometry_of,
+    meets,
+)
+from .threads import launch, most_threads, next_task
+
+TILE = 512  # columns of a row of the output gradient taken at once
+
+
+@kernel(fastmath={"contract", "reassoc", "nsz"})  # lanes: the order within a tile is fixed by the tile's length
+def _dot(a, b):  # type: ignore[no-untyped-def]
+    total = a[0] * 0
+    for q in range(a.size):
+        total += a[q] * np.conj(b[q])
+    return total
+
+
+@kernel()
+def _add_row(source, grad, base, missing, place, geometry, segments, taps, line, row, sums):  # type: ignore[no-untyped-def]
+    """Add what one row of the input (at ``base``) and one of each output gradient (the first at ``place``) give to the sums (outs, kw)."""
+    width, most, step = geometry[RESULT + 2], geometry[COLUMNS], geometry[OTHER_STEP + 4]
+    for start in range(0, width, most):
+        columns = min(most, width - start)
+        gather(source, base, geometry, start, most - columns, segments, missing, line)
+        for o in range(sums.shape[0]):
+            first = place + o * geometry[OTHER_STEP + 1] + start * step
+            for q in range(columns):
+                row[q] = halves.widen(grad[first + q * step], geometry[IN_KIND])
+            for k in range(sums.shape[1]):
+                sums[o, k] += _dot(row[:columns], line[taps[k, 0] : taps[k, 0] + columns])
+
+
+@kernel()
+def weight_grad_rows(source, grad, result, narrow, wide, geometry, segments, taps, tasks, counter):  # type: ignore[no-untyped-def]
+    """Worker: each task is one kernel row (i, j) of one input channel and a block of output channels.
+
+    narrow, wide : arrays that lend their dtypes to the sums within a tile and over tiles.
+    """
+    kd, kh, kw = geometry[KERNEL], geometry[KERNEL + 1], geometry[KERNEL + 2]
+    sources, results, block = geometry[SOURCES], geometry[RESULTS], geometry[BLOCK]
+    line, row, rounded = np.empty(geometry[LINE], narrow.dtype), np.empty(geometry[COLUMNS], narrow.dtype), np.empty(1, narrow.dtype)
+    blocks = -(-results // block)
+    while True:
+        task = next_task(counter)
+        if task >= tasks:
+            break
+        j, rest = task % kh, task // kh
+        i, rest = rest % kd, rest // kd
+        c, rest = rest % sources, rest // sources
+        o0, group = rest % blocks * block, rest // blocks
+        outs = min(block, results - o0)
+        sums = np.zeros((outs, kw), wide.dtype)
+        for n in range(geometry[IMAGES]):
+            plane = geometry[SOURCE_BASE] + n * geometry[SOURCE_STEP] + (group * sources + c) * geometry[SOURCE_STEP + 1]
+            first = geometry[OTHER_BASE] + n * geometry[OTHER_STEP] + (group * results + o0) * geometry[OTHER_STEP + 1]
+            for d in range(geometry[RESULT]):
+                sd = meets(geometry, 0, d, i)
+                for h in range(geometry[RESULT + 1]):
+                    sh = meets(geometry, 1, h, j)
+                    base = plane + sd * geometry[SOURCE_STEP + 2] + sh * geometry[SOURCE_STEP + 3]
+                    place = first + d * geometry[OTHER_STEP + 2] + h * geometry[OTHER_STEP + 3]
+                    _add_row(source, grad, base, sd == PADDING or sh == PADDING, place, geometry, segments, taps, line, row, sums)
+        place = geometry[RESULT_BASE] + (group * results + o0) * geometry[RESULT_STEP] + c * geometry[RESULT_STEP + 1]
+        place += i * geometry[RESULT_STEP + 2] + j * geometry[RESULT_STEP + 3]
+        for o in range(outs):
+            for k in range(kw):
+                rounded[0] = sums[o, k]
+                result[place + o * geometry[RESULT_STEP] + k * geometry[RESULT_STEP + 4]] = halves.narrow(
+                    rounded[0], result, geometry[OUT_KIND]
+                )
+
+
+@kernel(parallel=True)
+def weight_grad_rows_team(threads, source, grad, result, narrow, wide, geometry, segments, taps, tasks, counter):  # type: ignore[no-untyped-def]
+    for _ in prange(threads):
+        weight_grad_rows(source, grad, result, narrow, wide, geometry, segments, taps, tasks, counter)
+
+
+@functools.cache
+def _compile(storage: np.dtype[Any], narrow: np.dtype[Any], wide: np.dtype[Any], result: np.dtype[Any]) -> None:
+    read = types.Array(from_dtype(storage), 1, "C", readonly=True)
+    write, sums, totals = (types.Array(from_dtype(dtype), 1, "C") for dtype in (result, narrow, wide))
+    vector, table = types.int64[::1], types.int64[:, ::1]
+    arguments = (read, read, write, sums, totals, vector, table, table, types.int64, vector)
+    specialise(weight_grad_rows, arguments)
+    specialise(weight_grad_rows_team, (types.int64, *arguments))
+
+
+@dataclass(frozen=True)
+class WeightGradSetup:
+    """``run`` takes the output gradient (a storage view, 5-D) in place of a packed weight; nothing is packed."""
+
+    problem: Problem
+    packed_bytes: int = 0
+
+    @functools.cached_property
+    def _tables(self) -> tuple[AnyArray, AnyArray, AnyArray]:
+        p = self.problem
+        geometry = geometry_of(p)
+        tile = min(p.out_size[2], TILE)
+        segments, taps = forward_columns(p, tile)
+        geometry[COLUMNS], geometry[BLOCK] = tile, min(p.out_per_group, 16)
+        geometry[LINE] = segments[-1, 1] + segments[-1, 2]
+        return geometry, segments, taps
+
+    @property
+    def workspace(self) -> int:
+        geometry, _, taps = self._tables
+        narrow, wide = self._dtypes
+        each = int(geometry[LINE] + geometry[COLUMNS] + 1) * narrow.itemsize + int(geometry[BLOCK]) * len(taps) * wide.itemsize
+        return most_threads() * each + geometry.nbytes
+
+    @property
+    def _dtypes(self) -> tuple[np.dtype[Any], np.dtype[Any]]:
+        narrow = ELEMENTS[self.problem.dtype].accumulator
+        return narrow, np.result_type(narrow, np.float64) if narrow.kind in "fc" else narrow
+
+    def pack(self, weight: AnyArray, bias: AnyArray | None) -> tuple[AnyArray, ...]:
+        raise NotImplementedError("a weight gradient has no weight to pack")
+
+    def run(self, source: AnyArray, packed: tuple[AnyArray, ...], result: AnyArray) -> None:
+        (grad,) = packed
+        fixed, segments, taps = self._tables
+        geometry = fixed.copy()
+        read, geometry[SOURCE_BASE], geometry[SOURCE_STEP : SOURCE_STEP + 5] = memory_hull(source)
+        other, geometry[OTHER_BASE], geometry[OTHER_STEP : OTHER_STEP + 5] = memory_hull(grad)
+        write, geometry[RESULT_BASE], geometry[RESULT_STEP : RESULT_STEP + 5] = memory_hull(result)
+        geometry[IMAGES] = len(source)
+        narrow, wide = self._dtypes
+        p = self.problem
+        tasks = p.groups * -(-p.out_per_group // int(geometry[BLOCK])) * p.in_per_group * p.kernel[0] * p.kernel[1]
+        _compile(source.dtype, narrow, wide, result.dtype)
+        arguments = (read, other, write, np.empty(0, narrow), np.empty(0, wide), geometry, segments, taps, tasks)
+        with np.errstate(all="ignore"):
+            launch(weight_grad_rows, weight_grad_rows_team, arguments, tasks, len(source) * p.per_image.flops / 1e10)

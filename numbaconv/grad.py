@@ -1,0 +1,287 @@
+"""Gradients of the convolutions, with torch.nn.grad's names, argument order and checks.
+
+``conv*_input`` and ``conv*_weight`` are the exact transposes of ``conv*``: with L(x, w) = <conv(x, w), g>, the input gradient is dL/dx and
+the weight gradient dL/dw.  Complex gradients follow PyTorch's autograd: the other factor is conjugated, so that
+``vdot(conv_input(...), x) == vdot(g, conv(x, w))``.
+
+Every function takes what torch's takes, and beyond it: every form of ``padding`` of the forward function, the four padding modes
+(whose copies fold back), and ``out=``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from .arguments import integer, shown_shape
+from .arrays import ELEMENTS, AnyArray, check_array, check_same_dtype
+from .plans import execute, execute_weight_grad
+from .problem import Problem, forward_problem, transposed_problem
+
+
+def conv1d_input(
+    input_size: Sequence[int], weight: AnyArray, grad_output: AnyArray, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+    groups: int = 1, *, padding_mode: str = "zeros", out: AnyArray | None = None,
+) -> AnyArray:  # fmt: skip
+    """Gradient of conv1d with respect to its input: :func:`conv3d_input` for one axis."""
+    return _input(1, input_size, weight, grad_output, stride, padding, dilation, groups, padding_mode, out)
+
+
+def conv2d_input(
+    input_size: Sequence[int], weight: AnyArray, grad_output: AnyArray, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+    groups: int = 1, *, padding_mode: str = "zeros", out: AnyArray | None = None,
+) -> AnyArray:  # fmt: skip
+    """Gradient of conv2d with respect to its input: :func:`conv3d_input` for two axes."""
+    return _input(2, input_size, weight, grad_output, stride, padding, dilation, groups, padding_mode, out)
+
+
+def conv3d_input(
+    input_size: Sequence[int], weight: AnyArray, grad_output: AnyArray, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+    groups: int = 1, *, padding_mode: str = "zeros", out: AnyArray | None = None,
+) -> AnyArray:  # fmt: skip
+    """Gradient of conv3d with respect to its input.
+
+    input_size : shape of the input, (N, C, D, H, W) or (C, D, H, W)
+    weight : array (out_channels, C / groups, kd, kh, kw)
+    grad_output : array of the convolution's output shape and the weight's dtype
+    stride, padding, dilation, groups, padding_mode : those of the convolution
+
+    Returns an array of shape ``input_size``.  Raises ValueError and TypeError as the convolution does.
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.grad.conv3d_input.html
+    """
+    return _input(3, input_size, weight, grad_output, stride, padding, dilation, groups, padding_mode, out)
+
+
+def conv1d_weight(
+    input: AnyArray, weight_size: Sequence[int], grad_output: AnyArray, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+    groups: int = 1, *, padding_mode: str = "zeros", out: AnyArray | None = None,
+) -> AnyArray:  # fmt: skip
+    """Gradient of conv1d with respect to its weight: :func:`conv3d_weight` for one axis."""
+    return _weight(1, input, weight_size, grad_output, stride, padding, dilation, groups, padding_mode, out)
+
+
+def conv2d_weight(
+    input: AnyArray, weight_size: Sequence[int], grad_output: AnyArray, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+    groups: int = 1, *, padding_mode: str = "zeros", out: AnyArray | None = None,
+) -> AnyArray:  # fmt: skip
+    """Gradient of conv2d with respect to its weight: :func:`conv3d_weight` for two axes."""
+    return _weight(2, input, weight_size, grad_output, stride, padding, dilation, groups, padding_mode, out)
+
+
+def conv3d_weight(
+    input: AnyArray, weight_size: Sequence[int], grad_output: AnyArray, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+    groups: int = 1, *, padding_mode: str = "zeros", out: AnyArray | None = None,
+) -> AnyArray:  # fmt: skip
+    """Gradient of conv3d with respect to its weight.
+
+    input : array (N, C, D, H, W) or (C, D, H, W)
+    weight_size : shape of the weight, (out_channels, C / groups, kd, kh, kw)
+    grad_output : array of the convolution's output shape and the input's dtype
+    stride, padding, dilation, groups, padding_mode : those of the convolution
+
+    Returns an array of shape ``weight_size``, summed over batch and space in one fixed order (images, then rows): bitwise the same for any
+    number of threads, and the one result of the library that depends on how the batch is cut.
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.grad.conv3d_weight.html
+    """
+    return _weight(3, input, weight_size, grad_output, stride, padding, dilation, groups, padding_mode, out)
+
+
+def conv_transpose1d_input(
+    input_size: Sequence[int], weight: AnyArray, grad_output: AnyArray, stride: Any = 1, padding: Any = 0,
+    output_padding: Any = 0, groups: int = 1, dilation: Any = 1, *, out: AnyArray | None = None,
+) -> AnyArray:  # fmt: skip
+    """Gradient of conv_transpose1d with respect to its input: :func:`conv_transpose3d_input` for one axis."""
+    return _transpose_input(1, input_size, weight, grad_output, stride, padding, output_padding, groups, dilation, out)
+
+
+def conv_transpose2d_input(
+    input_size: Sequence[int], weight: AnyArray, grad_output: AnyArray, stride: Any = 1, padding: Any = 0,
+    output_padding: Any = 0, groups: int = 1, dilation: Any = 1, *, out: AnyArray | None = None,
+) -> AnyArray:  # fmt: skip
+    """Gradient of conv_transpose2d with respect to its input: :func:`conv_transpose3d_input` for two axes."""
+    return _transpose_input(2, input_size, weight, grad_output, stride, padding, output_padding, groups, dilation, out)
+
+
+def conv_transpose3d_input(
+    input_size: Sequence[int], weight: AnyArray, grad_output: AnyArray, stride: Any = 1, padding: Any = 0,
+    output_padding: Any = 0, groups: int = 1, dilation: Any = 1, *, out: AnyArray | None = None,
+) -> AnyArray:  # fmt: skip
+    """Gradient of conv_transpose3d with respect to its input.
+
+    input_size : shape of the transposed convolution's input, (N, C, D, H, W) or (C, D, H, W)
+    weight : array (C, out_channels / groups, kd, kh, kw)
+    grad_output : array of the transposed convolution's output shape and the weight's dtype
+    stride, padding, output_padding, groups, dilation : those of the transposed convolution
+
+    Returns an array of shape ``input_size``: the forward convolution of ``grad_output``.
+    """
+    return _transpose_input(3, input_size, weight, grad_output, stride, padding, output_padding, groups, dilation, out)
+
+
+def conv_transpose1d_weight(
+    input: AnyArray, weight_size: Sequence[int], grad_output: AnyArray, stride: Any = 1, padding: Any = 0,
+    output_padding: Any = 0, groups: int = 1, dilation: Any = 1, *, out: AnyArray | None = None,
+) -> AnyArray:  # fmt: skip
+    """Gradient of conv_transpose1d with respect to its weight: :func:`conv_transpose3d_weight` for one axis."""
+    return _transpose_weight(1, input, weight_size, grad_output, stride, padding, output_padding, groups, dilation, out)
+
+
+def conv_transpose2d_weight(
+    input: AnyArray, weight_size: Sequence[int], grad_output: AnyArray, stride: Any = 1, padding: Any = 0,
+    output_padding: Any = 0, groups: int = 1, dilation: Any = 1, *, out: AnyArray | None = None,
+) -> AnyArray:  # fmt: skip
+    """Gradient of conv_transpose2d with respect to its weight: :func:`conv_transpose3d_weight` for two axes."""
+    return _transpose_weight(2, input, weight_size, grad_output, stride, padding, output_padding, groups, dilation, out)
+
+
+def conv_transpose3d_weight(
+    input: AnyArray, weight_size: Sequence[int], grad_output: AnyArray, stride: Any = 1, padding: Any = 0,
+    output_padding: Any = 0, groups: int = 1, dilation: Any = 1, *, out: AnyArray | None = None,
+) -> AnyArray:  # fmt: skip
+    """Gradient of conv_transpose3d with respect to its weight.
+
+    input : array (N, C, D, H, W) or (C, D, H, W)
+    weight_size : shape of the weight, (C, out_channels / groups, kd, kh, kw)
+    grad_output : array of the transposed convolution's output shape and the input's dtype
+    stride, padding, output_padding, groups, dilation : those of the transposed convolution
+
+    Returns an array of shape ``weight_size``; the order of its sums is that of :func:`conv3d_weight`.
+    """
+    return _transpose_weight(3, input, weight_size, grad_output, stride, padding, output_padding, groups, dilation, out)
+
+
+def conv_bias(grad_output: AnyArray) -> AnyArray:
+    """Gradient of any (transposed) convolution with respect to its bias: the sum of grad_output (N, C, *size) over batch and space.
+
+    Returns an array (C,) of the same dtype; floats are summed in float64 (complex128), one image after the other.
+    """
+    grad = check_array("grad_output", grad_output)
+    if grad.ndim not in (3, 4, 5):
+        raise ValueError(f"grad_output must have 3, 4 or 5 dimensions (N, C, *size), got shape {shown_shape(grad.shape)}")
+    wide = np.result_type(ELEMENTS[grad.dtype.name].accumulator, np.float64) if _floating(grad) else np.dtype(np.int64)
+    total = np.zeros(grad.shape[1], wide)
+    for image in grad:
+        total += image.sum(axis=tuple(range(1, image.ndim)), dtype=wide)
+    return total.astype(grad.dtype.newbyteorder("="))
+
+
+# ---- the four kinds ----------------------------------------------------------------------------------------------
+def _input(
+    rank: int,
+    input_size: Any,
+    weight: Any,
+    grad_output: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    padding_mode: Any,
+    out: Any,
+) -> AnyArray:
+    w, g = _pair("weight", weight, grad_output)
+    size = _size("input_size", input_size)
+    forward = forward_problem(
+        rank, size, w.shape, None, stride, padding, dilation, groups, padding_mode=padding_mode, dtype=w.dtype.name
+    )  # fmt: skip
+    _check_shape("grad_output", g, forward.result_shape, len(size) == rank + 2)
+    return execute(_exact(forward, "input_grad"), g, _conjugate(w), None, out, first="grad_output")
+
+
+def _weight(
+    rank: int,
+    input: Any,
+    weight_size: Any,
+    grad_output: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    padding_mode: Any,
+    out: Any,
+) -> AnyArray:
+    x, g = _pair("input", input, grad_output)
+    forward = forward_problem(
+        rank, x.shape, _size("weight_size", weight_size), None, stride, padding, dilation, groups,
+        padding_mode=padding_mode, dtype=x.dtype.name,
+    )  # fmt: skip
+    _check_shape("grad_output", g, forward.result_shape, x.ndim == rank + 2)
+    return execute_weight_grad(_exact(forward, "weight_grad"), x, g, out)
+
+
+def _transpose_input(
+    rank: int,
+    input_size: Any,
+    weight: Any,
+    grad_output: Any,
+    stride: Any,
+    padding: Any,
+    output_padding: Any,
+    groups: Any,
+    dilation: Any,
+    out: Any,
+) -> AnyArray:
+    w, g = _pair("weight", weight, grad_output)
+    size = _size("input_size", input_size)
+    transposed = transposed_problem(rank, size, w.shape, None, stride, padding, output_padding, groups, dilation, dtype=w.dtype.name)
+    _check_shape("grad_output", g, transposed.result_shape, len(size) == rank + 2)
+    return execute(replace(transposed, direction="forward"), g, _conjugate(w), None, out, first="grad_output")
+
+
+def _transpose_weight(
+    rank: int,
+    input: Any,
+    weight_size: Any,
+    grad_output: Any,
+    stride: Any,
+    padding: Any,
+    output_padding: Any,
+    groups: Any,
+    dilation: Any,
+    out: Any,
+) -> AnyArray:
+    x, g = _pair("input", input, grad_output)
+    transposed = transposed_problem(
+        rank, x.shape, _size("weight_size", weight_size), None, stride, padding, output_padding, groups, dilation, dtype=x.dtype.name
+    )  # fmt: skip
+    _check_shape("grad_output", g, transposed.result_shape, x.ndim == rank + 2)
+    result = execute_weight_grad(replace(transposed, direction="weight_grad"), g, x, out)
+    # The kernel conjugates what the forward convolution reads, which here is the output gradient.
+    return np.conjugate(result, out=result) if result.dtype.kind == "c" else result
+
+
+def _exact(forward: Problem, direction: Any) -> Problem:
+    """The problem of a gradient, with the input cells that no tap reaches as output padding."""
+    beyond = [
+        (i + lo + hi - d * (k - 1) - 1) % s
+        for i, (lo, hi), d, k, s in zip(forward.in_size, forward.padding, forward.dilation, forward.kernel, forward.stride)
+    ]
+    return replace(forward, direction=direction, output_padding=(beyond[0], beyond[1], beyond[2]))
+
+
+def _pair(name: str, value: Any, grad_output: Any) -> tuple[AnyArray, AnyArray]:
+    array, grad = check_array(name, value), check_array("grad_output", grad_output)
+    check_same_dtype(name, array, "grad_output", grad)
+    return array, grad
+
+
+def _size(name: str, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(f"{name} must be a tuple or list of integers, got {type(value).__name__}")
+    return tuple(integer(f"{name}[{i}]", n, 0) for i, n in enumerate(value))
+
+
+def _check_shape(name: str, array: AnyArray, batched: tuple[int, ...], is_batched: bool) -> None:
+    expected = batched if is_batched else batched[1:]
+    if array.shape != expected:
+        raise ValueError(f"{name} must have the convolution's output shape {shown_shape(expected)}, got {shown_shape(array.shape)}")
+
+
+def _conjugate(weight: AnyArray) -> AnyArray:
+    return np.conjugate(weight) if weight.dtype.kind == "c" else weight
+
+
+def _floating(array: AnyArray) -> bool:
+    return "float" in array.dtype.name or array.dtype.kind == "c"
