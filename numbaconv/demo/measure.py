@@ -1,0 +1,148 @@
+"""One convolution of the demo: run, timed and checked against the reference on a sample of its elements."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .. import reference
+from ..arguments import PADDING_MODES
+from ..arrays import AnyArray
+from ..explanation import Explanation
+from ..padding import PADDING, index_map
+from ..problem import Problem
+
+SAMPLE = 64
+_ROUNDOFF = 2.0**-24  # of float32, the demo's only dtype
+
+
+@dataclass(frozen=True)
+class Check:
+    """How far a result is from the reference on a sample.
+
+    error : largest absolute error
+    scale : largest magnitude of the result
+    bound_used : largest error as a fraction of what summation in float32 may err there
+    """
+
+    elements: int
+    error: float
+    scale: float
+    bound_used: float
+
+    @property
+    def passed(self) -> bool:
+        return self.bound_used <= 1
+
+    def __str__(self) -> str:
+        verdict = "passed" if self.passed else "FAILED"
+        return (
+            f"{self.elements} random elements against numbaconv.reference: largest error {self.error:.1e}, values up to "
+            f"{self.scale:.3g}, {self.bound_used:.1%} of the rounding bound: {verdict}"
+        )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A convolution that was run: what it was, its result, seconds of the first call and of the best one, and the check."""
+
+    explanation: Explanation
+    result: AnyArray
+    first: float
+    best: float
+    check: Check
+
+
+def measure(call: Callable[[], AnyArray], explanation: Explanation, source: AnyArray, weight: AnyArray, bias: AnyArray | None) -> Measured:
+    """Run ``call``, the float32 forward convolution that ``explanation`` describes, up to four times (two where one takes seconds)."""
+    first, result = seconds(call)
+    best, total = float("inf"), 0.0
+    for _ in range(3):
+        del result  # two results of a large volume at once are one too many
+        again, result = seconds(call)
+        best, total = min(best, again), total + again
+        if total > 2:
+            break
+    return Measured(explanation, result, first, best, check_sample(explanation.problem, source, weight, bias, result))
+
+
+def seconds(call: Callable[[], AnyArray]) -> tuple[float, AnyArray]:
+    """Seconds that ``call`` took, and its result."""
+    start = time.perf_counter()
+    result = call()
+    return time.perf_counter() - start, result
+
+
+def check_sample(problem: Problem, source: AnyArray, weight: AnyArray, bias: AnyArray | None, result: AnyArray, seed: int = 0) -> Check:
+    """Compare ``SAMPLE`` random positions of the result, all channels, with the reference run on their receptive fields.
+
+    source, result : 1 image each, batched; weight, bias : as the call got them.  The bound is that of a sum of K products and a bias
+    in any order, (K + 2) u / (1 - (K + 2) u) * sum |w||x| (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., 3.1).
+    """
+    rng = np.random.default_rng(seed)
+    positions = np.stack([rng.integers(n, size=SAMPLE) for n in problem.out_size], axis=1)
+    fields = np.stack([_receptive_field(problem, source, position) for position in positions])
+    small = replace(problem, batch=SAMPLE, rank=3, in_size=fields.shape[2:], padding=((0, 0),) * 3, padding_mode="zeros")
+    exact = reference.convolve(small, fields, weight, bias, rounded=False).reshape(SAMPLE, -1)
+    magnitude = reference.convolve(small, abs(fields), abs(weight), None if bias is None else abs(bias), rounded=False).reshape(SAMPLE, -1)
+    found = result.reshape(problem.out_channels, *problem.out_size)[:, *positions.T].T
+    error = np.abs(found - exact)
+    length = problem.in_per_group * problem.taps + 2
+    bound = length * _ROUNDOFF / (1 - length * _ROUNDOFF) * magnitude
+    used = float((error / np.maximum(bound, np.finfo(np.float32).tiny)).max())
+    return Check(found.size, float(error.max()), float(np.abs(result).max()), used)
+
+
+def _receptive_field(p: Problem, source: AnyArray, position: AnyArray) -> AnyArray:
+    """The (C, d, h, w) cells that the output element at ``position`` depends on, padding filled in."""
+    field = source.reshape(p.in_channels, *p.in_size)
+    for axis in range(3):
+        start = int(position[axis]) * p.stride[axis]
+        indices = index_map(p.in_size[axis], *p.padding[axis], PADDING_MODES.index(p.padding_mode))
+        indices = indices[start : start + p.dilation[axis] * (p.kernel[axis] - 1) + 1]
+        field = field.take(indices, axis=axis + 1)
+        field[(slice(None),) * (axis + 1) + (indices == PADDING,)] = 0
+    return field
+
+
+class Progress:
+    """A bar on stderr that a thread keeps moving while a step runs; nothing is written where stderr is no terminal."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.done = 0
+
+    @contextmanager
+    def step(self, label: str) -> Iterator[None]:
+        """Show ``label`` and the time it has taken until the block ends."""
+        over = threading.Event()
+        thread = threading.Thread(target=self._redraw, args=(label, over), daemon=True)
+        if sys.stderr.isatty():
+            thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            if thread.ident is not None:
+                thread.join()
+        self.done += 1
+
+    def _redraw(self, label: str, over: threading.Event) -> None:
+        start = time.perf_counter()
+        while True:
+            filled = 24 * self.done // self.steps
+            bar = "#" * filled + "-" * (24 - filled)
+            self._write(f"[{bar}] {self.done}/{self.steps} {label}, {time.perf_counter() - start:.1f} s")
+            if over.wait(0.1):
+                break
+        self._write("")
+
+    def _write(self, line: str) -> None:
+        sys.stderr.write(f"\r{line}\x1b[K")
+        sys.stderr.flush()
