@@ -192,6 +192,7 @@ class Problem:
         )
         if str(problem) != text:
             raise ValueError(f"not the text form of a Problem: {text!r} (read as {problem})")
+        _check_possible(problem)
         return problem
 
 
@@ -208,6 +209,21 @@ def itemsize(dtype: str) -> int:
     if dtype.startswith("complex"):
         return int(dtype[7:]) // 8
     return int(re.sub(r"\D", "", dtype)) // 8
+
+
+def _check_possible(p: Problem) -> None:
+    """ValueError for sizes that no call has."""
+    first = 3 - p.rank
+    input_shape = (p.batch, p.in_channels, *p.in_size[first:])
+    forward_problem(
+        p.rank, input_shape, p.weight_shape, None, p.stride[first:], p.padding[first:], p.dilation[first:], p.groups,
+        padding_mode=p.padding_mode,
+    )  # fmt: skip
+    for i, (lo, hi), k, s, d, op in zip(p.in_size, p.padding, p.kernel, p.stride, p.dilation, p.output_padding):
+        if (p.transposed or op) and (op >= max(s, d) or (i + lo + hi - d * (k - 1) - 1 - op) % s):
+            raise ValueError(f"output_padding must be what a strided convolution leaves over, got {p.output_padding[first:]} in {p}")
+    if p.out_dtype != p.dtype and (p.out_dtype != "int32" or p.dtype not in ("int8", "int16", "uint8")):
+        raise ValueError(f"out_dtype must be {p.dtype}, or int32 for a narrow integer, got {p.out_dtype} in {p}")
 
 
 # ---- the two constructors ----------------------------------------------------------------------------------------
