@@ -7,7 +7,6 @@ refused          torch refuses, numbaconv too: with ``ValueError`` or ``TypeErro
 extension        torch refuses it or loses the result; numbaconv computes what ``EXPECTED`` says
 stricter         numbaconv refuses where torch computes something or fails only later
 about torch only flags, bits and kinds of tensor that numbaconv does not have
-gradients        ``torch.nn.grad``, which numbaconv does not offer yet
 """
 
 from __future__ import annotations
@@ -122,6 +121,8 @@ TABLE = [
         transpose.output_size_overrides_outpad
         fold.unfold fold.unfold_all fold.unfold_unbatched fold.fold fold.fold_all fold.fold_unbatched fold.unfold_module_repr
         fold.pixel_check
+        grad.conv2d_input grad.conv2d_input_stride grad.conv2d_input_pad_dil_groups grad.conv2d_weight grad.conv2d_weight_stride_groups
+        grad.conv3d_weight grad.conv3d_input grad.conv1d_input grad.conv1d_weight
         misc.batch_invariance_f64_3d misc.thread_invariance_f32_2d misc.thread_invariance_f64_3d misc.layout_invariance_f32
         misc.conv_is_crosscorr
         """),
@@ -194,6 +195,8 @@ TABLE = [
         dtype.conv1d_float8_e4m3fn dtype.conv2d_float8_e4m3fn dtype.conv_transpose2d_float8_e4m3fn dtype.conv3d_float8_e4m3fn
         dtype.conv_transpose3d_float8_e4m3fn layout.numpy_longdouble
         """, error="TypeError input"),
+    Row("refused", "grad.conv2d_input_bad_size grad.conv2d_weight_bad", error="ValueError grad_output"),
+    Row("refused", "grad.conv2d_input_none_size", error="TypeError input_size"),
     Row("refused", "ctor.dtype_int", error="TypeError dtype"),
     Row("refused", "ctor.device_bad", error="ValueError device"),
     Row("refused", "ctor.forward_extra_arg", error="TypeError arguments"),
@@ -208,6 +211,7 @@ TABLE = [
         dtype.conv_transpose2d_int16 dtype.conv_transpose3d_int16 dtype.conv_transpose2d_int32 dtype.conv_transpose3d_int32
         """, "transposed convolutions of int8, uint8, int16 and int32"),
     Row("extension", "fold.unfold_int64 fold.fold_int64", "unfold and fold of integers"),
+    Row("extension", "grad.conv2d_input_same grad.conv2d_input_unbatched", "gradients of unbatched inputs and of padding=\"same\""),
     Row("extension", """
         empty.in_channels0 empty.in_channels0_3d empty.in_channels0_nobias empty.unbatched_c0
         """, "no input channels: the full output shape, each element its bias (torch returns an empty result)"),
@@ -240,21 +244,16 @@ TABLE = [
         dtype.conv1d_complex32 dtype.conv2d_complex32 dtype.conv_transpose2d_complex32 dtype.conv3d_complex32
         dtype.conv_transpose3d_complex32
         """, "complex32, which NumPy does not have"),
-    Row("about torch only", "misc.requires_grad_out misc.numpy_of_grad_output", "requires_grad"),
+    Row("about torch only", "misc.requires_grad_out misc.numpy_of_grad_output grad.int_backward", "requires_grad"),
     Row("about torch only", """
         misc.conv_tbc_exists misc.torch_conv_aliases misc.determinism_flags misc.fp32_precision_api
         """, "the names and flags that torch has"),
     Row("about torch only", """
         misc.batch_invariance_f32_2d misc.batch_invariance_f32_3d misc.crop_invariance_f32_2d
         """, "torch's float32 bits change with the batch and the crop (numbaconv's do not change with the batch)"),
-    Row("gradients", """
-        grad.conv2d_input grad.conv2d_input_stride grad.conv2d_input_pad_dil_groups grad.conv2d_input_bad_size
-        grad.conv2d_input_none_size grad.conv2d_input_same grad.conv2d_weight grad.conv2d_weight_stride_groups grad.conv3d_weight
-        grad.conv3d_input grad.conv1d_input grad.conv1d_weight grad.conv2d_input_unbatched grad.conv2d_weight_bad grad.int_backward
-        """, "torch.nn.grad: not offered yet"),
 ]  # fmt: skip
 
-OUTCOMES = ("reproduced", "refused", "extension", "stricter", "about torch only", "gradients")
+OUTCOMES = ("reproduced", "refused", "extension", "stricter", "about torch only")
 ROWS = {case_id: row for row in TABLE for case_id in row.ids.split()}
 
 
@@ -326,6 +325,8 @@ EXPECTED = {
     },
     "fold.unfold_int64": "r=F.unfold(A(1,1,4,4),2).astype(np.int64)",
     "fold.fold_int64": "r=F.fold(A(1,8,9),(4,4),2).astype(np.int64)",
+    "grad.conv2d_input_same": "r=F.conv_transpose2d(A(1,3,5,5),K(3,2,3,3),padding=1)",
+    "grad.conv2d_input_unbatched": "r=F.conv_transpose2d(A(1,3,3,3),K(3,2,3,3))[0]",
     "empty.in_channels0": "r=np.ones((1,3,3,3))*B(3)[:,None,None]",
     "empty.in_channels0_3d": "r=np.ones((1,3,3,3,3))*B(3)[:,None,None,None]",
     "empty.in_channels0_nobias": "r=np.zeros((1,3,3,3))",

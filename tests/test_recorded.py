@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-import numbaconv
-
 from . import recorded
 from .recorded import OUTCOMES, RECORDED, ROWS, TABLE
 
@@ -44,8 +42,3 @@ def test_refused(case_id: str) -> None:
 @pytest.mark.parametrize("case_id", recorded.ids("extension"))
 def test_extension(case_id: str) -> None:
     recorded.check_extension(case_id, recorded.run(case_id))
-
-
-def test_gradients_are_one_group_and_still_to_come() -> None:
-    assert set(recorded.ids("gradients")) == {case_id for case_id, case in RECORDED.items() if case["group"] == "grad"}
-    assert not hasattr(numbaconv, "grad")

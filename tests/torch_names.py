@@ -95,7 +95,9 @@ NAMES: dict[str, Any] = {
     "inspect": inspect,
     "F": numbaconv,
     "nn": SimpleNamespace(
-        Parameter=lambda array, requires_grad: array, **{name: getattr(numbaconv, name) for name in (*_LAYERS, "Unfold", "Fold")}
+        grad=numbaconv.grad,
+        Parameter=lambda array, requires_grad: array,
+        **{name: getattr(numbaconv, name) for name in (*_LAYERS, "Unfold", "Fold")},
     ),
     "torch": _TORCH,
     "A": _A,
