@@ -60,7 +60,7 @@ def check_array(name: str, value: Any) -> AnyArray:
     kind = type(value)
     if kind is not np.ndarray and kind is not np.memmap:
         raise TypeError(f"{name} must be a numpy.ndarray, got {_kind(kind)}: {_instead(name, value)}")
-    if value.dtype.name not in ELEMENTS:
+    if name_of(value) not in ELEMENTS:
         hint = _DTYPE_HINTS.get(value.dtype.name) or _DTYPE_HINTS.get(value.dtype.type.__name__, "convert it with .astype")
         raise TypeError(f"{name} must have one of the dtypes {', '.join(ELEMENTS)}, got {value.dtype}: {hint}")
     array: AnyArray = value
@@ -68,11 +68,21 @@ def check_array(name: str, value: Any) -> AnyArray:
 
 
 def check_same_dtype(first: str, a: AnyArray, second: str, b: AnyArray) -> None:
-    if a.dtype.name != b.dtype.name:
+    if name_of(a) != name_of(b):
         raise TypeError(
-            f"{second} must have the dtype of {first}, got {first} {a.dtype.name} and {second} {b.dtype.name}: "
-            f"convert one of them with .astype"
+            f"{second} must have the dtype of {first}, got {first} {name_of(a)} and {second} {name_of(b)}: convert one of them with .astype"
         )
+
+
+def name_of(array: AnyArray) -> str:
+    """The name of an array's dtype, whatever its byte order."""
+    return _name(array.dtype)
+
+
+@functools.cache  # NumPy works the name out anew each time, which takes microseconds
+def _name(dtype: np.dtype[Any]) -> str:
+    name: str = dtype.name
+    return name
 
 
 def dtype_name(name: str, dtype: Any) -> str:
@@ -98,8 +108,8 @@ def check_out(out: Any, shape: Sequence[int], dtype: str, arguments: dict[str, A
     """``out`` when the result can be written into it; nothing of it has been touched when this refuses."""
     if type(out) is not np.ndarray and type(out) is not np.memmap:
         raise TypeError(f"out must be a numpy.ndarray or None, got {_kind(type(out))}")
-    if out.dtype.name != dtype:
-        raise TypeError(f"out must have dtype {dtype}, got {out.dtype.name}")
+    if name_of(out) != dtype:
+        raise TypeError(f"out must have dtype {dtype}, got {name_of(out)}")
     if not out.dtype.isnative:
         raise ValueError(f"out must have native byte order, got dtype {out.dtype.str}")
     if out.shape != tuple(shape):
@@ -139,32 +149,16 @@ def _share_memory(a: AnyArray, b: AnyArray) -> bool:
 
 def native(array: AnyArray) -> AnyArray:
     """The array itself, or one native copy of it when it is byte-swapped or unaligned (no kernel reads those)."""
-    if array.dtype.isnative and array.flags.aligned and not any(step % array.itemsize for step in array.strides):
+    flags = array.flags
+    if array.dtype.isnative and flags.aligned and (flags.c_contiguous or not any(step % array.itemsize for step in array.strides)):
         return array
     return array.astype(array.dtype.newbyteorder("="), order="C")
 
 
 def storage_view(array: AnyArray) -> AnyArray:
     """The same memory with the dtype that kernels use: float16 and bfloat16 as uint16."""
-    storage = ELEMENTS[array.dtype.name].storage
+    storage = ELEMENTS[name_of(array)].storage
     return array if array.dtype == storage else array.view(storage)
-
-
-def memory_hull(array: AnyArray) -> tuple[AnyArray, int, list[int]]:
-    """All memory between an array's first and last byte as a 1-D array, the place of element [0, ..., 0] in it, and the strides.
-
-    Place and strides count elements.  One 1-D array stands for every layout, so that kernels are compiled once; only the
-    array's own elements may be accessed through it.
-    """
-    steps = [step // array.itemsize for step in array.strides]
-    if array.flags.c_contiguous:
-        return array.reshape(-1), 0, steps
-    if array.size == 0:
-        return np.empty(0, array.dtype), 0, steps
-    lowest = array[tuple(slice(None, None, -1 if step < 0 else 1) for step in steps)]
-    reach = [(n - 1) * abs(step) for n, step in zip(array.shape, steps)]
-    place = sum(r for r, step in zip(reach, steps) if step < 0)
-    return np.lib.stride_tricks.as_strided(lowest, (sum(reach) + 1,), (array.itemsize,)), place, steps
 
 
 def dtype_named(name: str) -> np.dtype[Any]:

@@ -7,6 +7,7 @@ output element depend on neither.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -78,6 +79,8 @@ class Choice:
     name: str
     setup: Setup
     verdicts: tuple[Verdict, ...]
+    memory: int
+    """Bytes of workspace and packed weight: what a call allocates at most beside its result."""
 
 
 def choose(problem: Problem, precision: str | None = None, algorithm: str = "auto", device: str = "cpu") -> Choice:
@@ -85,6 +88,34 @@ def choose(problem: Problem, precision: str | None = None, algorithm: str = "aut
     check_precision(precision)
     check_algorithm(algorithm)
     return _choose(problem.per_image, precision, algorithm, device)
+
+
+def decide(
+    make: Callable[..., Problem], given: tuple[Any, ...], options: tuple[Any, ...], precision: Any, algorithm: Any
+) -> tuple[Problem, Choice]:
+    """``make(*given, *options)`` and its choice, remembered where that is safe; what it raises is not.
+
+    given : shapes and names that are known to be tuples of ints and strings; options : what the user passed, unchecked.
+    """
+    if _remembers(options) and _remembers((precision, algorithm)):
+        return _decide(make, given, options, precision, algorithm)
+    problem = make(*given, *options)
+    return problem, choose(problem, precision, algorithm)
+
+
+@functools.lru_cache(maxsize=1024)
+def _decide(make: Callable[..., Problem], given: Any, options: Any, precision: Any, algorithm: Any) -> tuple[Problem, Choice]:
+    problem = make(*given, *options)
+    return problem, choose(problem, precision, algorithm)
+
+
+def _remembers(values: tuple[Any, ...]) -> bool:
+    """Whether equal values are interchangeable: not True and 1, nor 1.0 and 1, of which only one is refused."""
+    for value in values:
+        kind = type(value)
+        if kind is not int and kind is not str and value is not None and not (kind is tuple and _remembers(value)):
+            return False
+    return True
 
 
 @functools.lru_cache(maxsize=512)
@@ -101,7 +132,8 @@ def _choose(problem: Problem, precision: str | None, algorithm: str, device: str
     verdict = verdicts[taken]
     if verdict.reason is not None:
         raise ValueError(f"algorithm {verdict.name!r} declines: {verdict.reason}")
-    return Choice(verdict.name, found[taken].setup(problem), verdicts)
+    setup = found[taken].setup(problem)
+    return Choice(verdict.name, setup, verdicts, setup.workspace + (0 if problem.direction == "weight_grad" else setup.packed_bytes))
 
 
 def registry(device: str) -> tuple[Algorithm, ...]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from .arrays import AnyArray, check_out_dtype
+from .arrays import AnyArray, check_out_dtype, name_of
+from .choose import decide
 from .plans import check_arguments, execute
-from .problem import forward_problem, transposed_problem
+from .problem import Problem, forward_problem, transposed_problem
 
 
 def conv1d(
@@ -139,7 +140,7 @@ def conv_transpose2d(
     precision: str | None = None,
     algorithm: str = "auto",
 ) -> AnyArray:
-    """2-D transposed convolution: :func:`conv_transpose3d` for input (N, C, H, W) or (C, H, W) and weight (C, out_channels / groups, kh, kw)."""
+    """2-D transposed convolution: :func:`conv_transpose3d` for input (N, C, H, W) and weight (C, out_channels / groups, kh, kw)."""
     return _conv_transpose(2, input, weight, bias, stride, padding, output_padding, groups, dilation, out, out_dtype, precision, algorithm)
 
 
@@ -186,11 +187,10 @@ def _conv(
     padding_mode: Any, out: Any, out_dtype: Any, precision: Any, algorithm: Any,
 ) -> AnyArray:  # fmt: skip
     x, w, b = check_arguments(input, weight, bias)
-    problem = forward_problem(
-        rank, x.shape, w.shape, None if b is None else b.shape, stride, padding, dilation, groups,
-        padding_mode=padding_mode, dtype=x.dtype.name, out_dtype=check_out_dtype(out_dtype, x.dtype.name),
-    )  # fmt: skip
-    return execute(problem, x, w, b, out, precision, algorithm)
+    dtype = name_of(x)
+    given = (rank, dtype, check_out_dtype(out_dtype, dtype), x.shape, w.shape, None if b is None else b.shape)
+    problem, choice = decide(_forward, given, (stride, padding, dilation, groups, padding_mode), precision, algorithm)
+    return execute(problem, choice, x, w, b, out)
 
 
 def _conv_transpose(
@@ -198,8 +198,29 @@ def _conv_transpose(
     dilation: Any, out: Any, out_dtype: Any, precision: Any, algorithm: Any,
 ) -> AnyArray:  # fmt: skip
     x, w, b = check_arguments(input, weight, bias)
-    problem = transposed_problem(
-        rank, x.shape, w.shape, None if b is None else b.shape, stride, padding, output_padding, groups, dilation,
-        dtype=x.dtype.name, out_dtype=check_out_dtype(out_dtype, x.dtype.name),
+    dtype = name_of(x)
+    given = (rank, dtype, check_out_dtype(out_dtype, dtype), x.shape, w.shape, None if b is None else b.shape)
+    problem, choice = decide(_transposed, given, (stride, padding, output_padding, groups, dilation), precision, algorithm)
+    return execute(problem, choice, x, w, b, out)
+
+
+def _forward(
+    rank: int,
+    dtype: str,
+    out_dtype: str,
+    input: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    mode: Any,
+) -> Problem:
+    return forward_problem(
+        rank, input, weight, bias, stride, padding, dilation, groups, padding_mode=mode, dtype=dtype, out_dtype=out_dtype
     )  # fmt: skip
-    return execute(problem, x, w, b, out, precision, algorithm)
+
+
+def _transposed(rank: int, dtype: str, out_dtype: str, *geometry: Any) -> Problem:
+    return transposed_problem(rank, *geometry, dtype=dtype, out_dtype=out_dtype)

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from .arguments import integer, shown_shape
-from .arrays import ELEMENTS, AnyArray, check_array, check_same_dtype
+from .arrays import ELEMENTS, AnyArray, check_array, check_same_dtype, name_of
+from .choose import choose
 from .plans import execute, execute_weight_grad
 from .problem import Problem, forward_problem, transposed_problem
 
@@ -161,7 +162,7 @@ def conv_bias(grad_output: AnyArray) -> AnyArray:
     grad = check_array("grad_output", grad_output)
     if grad.ndim not in (3, 4, 5):
         raise ValueError(f"grad_output must have 3, 4 or 5 dimensions (N, C, *size), got shape {shown_shape(grad.shape)}")
-    wide = np.result_type(ELEMENTS[grad.dtype.name].accumulator, np.float64) if _floating(grad) else np.dtype(np.int64)
+    wide = np.result_type(ELEMENTS[name_of(grad)].accumulator, np.float64) if _floating(grad) else np.dtype(np.int64)
     total = np.zeros(grad.shape[1], wide)
     for image in grad:
         total += image.sum(axis=tuple(range(1, image.ndim)), dtype=wide)
@@ -184,10 +185,11 @@ def _input(
     w, g = _pair("weight", weight, grad_output)
     size = _size("input_size", input_size)
     forward = forward_problem(
-        rank, size, w.shape, None, stride, padding, dilation, groups, padding_mode=padding_mode, dtype=w.dtype.name
+        rank, size, w.shape, None, stride, padding, dilation, groups, padding_mode=padding_mode, dtype=name_of(w)
     )  # fmt: skip
     _check_shape("grad_output", g, forward.result_shape, len(size) == rank + 2)
-    return execute(_exact(forward, "input_grad"), g, _conjugate(w), None, out, first="grad_output")
+    problem = _exact(forward, "input_grad")
+    return execute(problem, choose(problem), g, _conjugate(w), None, out, first="grad_output")
 
 
 def _weight(
@@ -205,7 +207,7 @@ def _weight(
     x, g = _pair("input", input, grad_output)
     forward = forward_problem(
         rank, x.shape, _size("weight_size", weight_size), None, stride, padding, dilation, groups,
-        padding_mode=padding_mode, dtype=x.dtype.name,
+        padding_mode=padding_mode, dtype=name_of(x),
     )  # fmt: skip
     _check_shape("grad_output", g, forward.result_shape, x.ndim == rank + 2)
     return execute_weight_grad(_exact(forward, "weight_grad"), x, g, out)
@@ -225,9 +227,10 @@ def _transpose_input(
 ) -> AnyArray:
     w, g = _pair("weight", weight, grad_output)
     size = _size("input_size", input_size)
-    transposed = transposed_problem(rank, size, w.shape, None, stride, padding, output_padding, groups, dilation, dtype=w.dtype.name)
+    transposed = transposed_problem(rank, size, w.shape, None, stride, padding, output_padding, groups, dilation, dtype=name_of(w))
     _check_shape("grad_output", g, transposed.result_shape, len(size) == rank + 2)
-    return execute(replace(transposed, direction="forward"), g, _conjugate(w), None, out, first="grad_output")
+    problem = replace(transposed, direction="forward")
+    return execute(problem, choose(problem), g, _conjugate(w), None, out, first="grad_output")
 
 
 def _transpose_weight(
@@ -244,7 +247,7 @@ def _transpose_weight(
 ) -> AnyArray:
     x, g = _pair("input", input, grad_output)
     transposed = transposed_problem(
-        rank, x.shape, _size("weight_size", weight_size), None, stride, padding, output_padding, groups, dilation, dtype=x.dtype.name
+        rank, x.shape, _size("weight_size", weight_size), None, stride, padding, output_padding, groups, dilation, dtype=name_of(x)
     )  # fmt: skip
     _check_shape("grad_output", g, transposed.result_shape, x.ndim == rank + 2)
     result = execute_weight_grad(replace(transposed, direction="weight_grad"), g, x, out)
@@ -284,4 +287,4 @@ def _conjugate(weight: AnyArray) -> AnyArray:
 
 
 def _floating(array: AnyArray) -> bool:
-    return "float" in array.dtype.name or array.dtype.kind == "c"
+    return "float" in name_of(array) or array.dtype.kind == "c"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from .arrays import (
     check_same_dtype,
     dtype_name,
     dtype_named,
+    name_of,
     native,
     storage_view,
 )
@@ -40,19 +40,12 @@ def check_arguments(input: Any, weight: Any, bias: Any) -> tuple[AnyArray, AnyAr
 
 
 def execute(
-    problem: Problem,
-    input: AnyArray,
-    weight: AnyArray,
-    bias: AnyArray | None,
-    out: Any = None,
-    precision: str | None = None,
-    algorithm: str = "auto",
-    first: str = "input",
+    problem: Problem, choice: Choice, input: AnyArray, weight: AnyArray, bias: AnyArray | None, out: Any = None, first: str = "input"
 ) -> AnyArray:
-    """Choose, pack and run once; nothing is kept, so that a changed weight is always seen.  ``first`` is the caller's name of ``input``."""
-    choice = choose(problem, precision, algorithm)
-    arguments = {first: input, "weight": weight} | ({} if bias is None else {"bias": bias})
-    result = _result(problem, input, out, arguments, choice.setup.workspace + choice.setup.packed_bytes)
+    """Pack and run once; nothing is kept, so that a changed weight is always seen.  ``first`` is the caller's name of ``input``."""
+    arguments = {first: input, "weight": weight} if bias is None else {first: input, "weight": weight, "bias": bias}
+    batched = input.ndim == problem.rank + 2
+    result = _result(problem.result_shape if batched else problem.result_shape[1:], problem, input, out, arguments, choice.memory)
     if result.size:
         _run(choice, problem, input, _pack(choice, problem, weight, bias), result)
     return result
@@ -61,12 +54,11 @@ def execute(
 def execute_weight_grad(problem: Problem, input: AnyArray, grad_output: AnyArray, out: Any = None) -> AnyArray:
     """The gradient with respect to the weight; ``input`` is what the forward convolution reads."""
     choice = choose(problem)
-    result = _result(problem, input, out, {"input": input, "grad_output": grad_output}, choice.setup.workspace)
+    arguments = {"input": input, "grad_output": grad_output}
+    result = _result(problem.result_shape, problem, input, out, arguments, choice.memory)
     if result.size:
-        batched = input.ndim == problem.rank + 2
-        read, grad = (storage_view(native(a if batched else a[None])) for a in (input, grad_output))
-        axes = _unit_axes(problem)
-        choice.setup.run(read[axes], (grad[axes],), storage_view(result)[axes])
+        grad = _five(storage_view(native(grad_output)), problem.rank)
+        choice.setup.run(_five(storage_view(native(input)), problem.rank), (grad,), _five(storage_view(result), problem.rank))
     return result
 
 
@@ -80,7 +72,7 @@ class Plan:
     def __init__(self, problem: Problem, choice: Choice, weight: AnyArray, bias: AnyArray | None) -> None:
         self.problem = problem.per_image
         self._choice = choice
-        self._dtype = weight.dtype.newbyteorder("=")
+        self._source, self._result = problem.source_shape[1:], problem.result_shape[1:]
         check_memory(choice.setup.packed_bytes)
         self._packed = _pack(choice, problem, weight, bias)
 
@@ -105,15 +97,17 @@ class Plan:
         Returns a fresh C-contiguous array, or ``out``.  Raises TypeError and ValueError as the function does.
         """
         x = check_array("input", input)
-        if x.dtype.name != self.problem.dtype:
-            raise TypeError(f"input must have dtype {self.problem.dtype} for this plan, got {x.dtype.name}")
-        expected = self.problem.source_shape[1:]
-        if x.ndim not in (len(expected), len(expected) + 1) or x.shape[x.ndim - len(expected) :] != expected:
-            raise ValueError(f"input must have shape (N, {shown_shape(expected)[1:]} for this plan, got {shown_shape(x.shape)}")
-        problem = replace(self.problem, batch=x.shape[0] if x.ndim > len(expected) else 1)
-        result = _result(problem, x, out, {"input": x}, self.workspace)
+        if name_of(x) != self.problem.dtype:
+            raise TypeError(f"input must have dtype {self.problem.dtype} for this plan, got {name_of(x)}")
+        if x.shape == self._source:
+            shape = self._result
+        elif x.shape[1:] == self._source:
+            shape = (x.shape[0], *self._result)
+        else:
+            raise ValueError(f"input must have shape (N, {shown_shape(self._source)[1:]} for this plan, got {shown_shape(x.shape)}")
+        result = _result(shape, self.problem, x, out, {"input": x}, self._choice.setup.workspace)
         if result.size:
-            _run(self._choice, problem, x, self._packed, result)
+            _run(self._choice, self.problem, x, self._packed, result)
         return result
 
     def __repr__(self) -> str:
@@ -237,31 +231,34 @@ def _shape_and_dtype(name: str, value: Any) -> tuple[tuple[int, ...], str | None
     if isinstance(value, (tuple, list)):
         return tuple(integer(f"{name}[{i}]", n, 0, " of a shape") for i, n in enumerate(value)), None
     array = check_array(name, value)
-    return array.shape, array.dtype.name
+    return array.shape, name_of(array)
 
 
-def _result(problem: Problem, input: AnyArray, out: Any, arguments: dict[str, AnyArray], extra: int) -> AnyArray:
-    whole = input.ndim == problem.rank + 2 or problem.direction == "weight_grad"
-    shape = problem.result_shape if whole else problem.result_shape[1:]
+def _result(shape: tuple[int, ...], problem: Problem, input: AnyArray, out: Any, arguments: dict[str, AnyArray], memory: int) -> AnyArray:
+    """``out``, checked, or a fresh array, after a check that ``memory`` bytes more can be had."""
     if out is not None:
-        check_memory(extra)
+        check_memory(memory)
         return check_out(out, shape, problem.out_dtype, arguments)
-    dtype = input.dtype.newbyteorder("=") if problem.out_dtype == problem.dtype else dtype_named(problem.out_dtype)
-    return allocate(shape, dtype, extra)
+    dtype = input.dtype if problem.out_dtype == problem.dtype else dtype_named(problem.out_dtype)
+    return allocate(shape, dtype if dtype.isnative else dtype.newbyteorder("="), memory)
 
 
 def _pack(choice: Choice, problem: Problem, weight: AnyArray, bias: AnyArray | None) -> tuple[AnyArray, ...]:
-    return choice.setup.pack(native(weight)[_unit_axes(problem)], None if bias is None else native(bias))
+    return choice.setup.pack(_five(native(weight), problem.rank), None if bias is None else native(bias))
 
 
 def _run(choice: Choice, problem: Problem, input: AnyArray, packed: tuple[AnyArray, ...], result: AnyArray) -> None:
-    axes = _unit_axes(problem)
-    source, target = storage_view(native(input)), storage_view(result)
-    if input.ndim == problem.rank + 1:
-        source, target = source[None], target[None]
-    choice.setup.run(source[axes], packed, target[axes])
+    rank = problem.rank
+    choice.setup.run(_five(storage_view(native(input)), rank), packed, _five(storage_view(result), rank))
 
 
-def _unit_axes(problem: Problem) -> tuple[Any, ...]:
-    """Index that gives a (N, C, *size) array its missing leading spatial axes, as a view."""
-    return (slice(None), slice(None)) + (None,) * (3 - problem.rank)
+def _five(array: AnyArray, rank: int) -> AnyArray:
+    """The (N, C, D, H, W) view of an array of ``rank`` spatial axes, batched or not."""
+    if array.ndim == 5:
+        return array
+    if array.ndim == rank + 1:
+        array = array[None]
+    return array[_UNIT_AXES[rank]]
+
+
+_UNIT_AXES = {rank: (slice(None), slice(None)) + (None,) * (3 - rank) for rank in (1, 2, 3)}

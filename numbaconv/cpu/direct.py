@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 from numba import from_dtype, prange, types
 
-from ..arrays import ELEMENTS, AnyArray, memory_hull
+from ..arrays import ELEMENTS, AnyArray
 from ..choose import Accuracy, Setup
 from ..padding import PADDING
 from ..problem import Problem
 from . import halves
 from .compile import kernel, specialise
 from .direct_weight import WeightGradSetup
+from .layouts import Layouts, memory_of, place_and_steps
 from .rows import (
     BLOCK,
     COLUMNS,
@@ -296,7 +297,7 @@ class DirectSetup:
         geometry[LINE] = segments[-1, 1] + segments[-1, 2]
         return geometry, segments, taps
 
-    @property
+    @functools.cached_property
     def workspace(self) -> int:
         geometry, segments, taps = self._tables
         elements = int(geometry[LINE] + geometry[BLOCK] * geometry[COLUMNS])
@@ -319,18 +320,32 @@ class DirectSetup:
 
     def run(self, source: AnyArray, packed: tuple[AnyArray, ...], result: AnyArray) -> None:
         weight, bias, finite = packed
-        fixed, segments, taps = self._tables
-        geometry = fixed.copy()
-        read, geometry[SOURCE_BASE], geometry[SOURCE_STEP : SOURCE_STEP + 5] = memory_hull(source)
-        write, geometry[RESULT_BASE], geometry[RESULT_STEP : RESULT_STEP + 5] = memory_hull(result)
-        geometry[FINITE] = finite[0]
-        rows = math.prod(self.problem.result_size[:2])
-        tasks = len(source) * self.problem.groups * -(-int(geometry[RESULTS]) // int(geometry[BLOCK]))
-        tasks *= -(-int(geometry[WIDTH]) // int(geometry[COLUMNS])) * -(-rows // int(geometry[ROWS]))
+        _, segments, taps = self._tables
+        geometry = self._layouts(source, result, bool(finite[0]))
         _compile(source.dtype, weight.dtype, result.dtype)
-        arguments = (read, weight, bias, write, geometry, segments, taps, tasks)
-        with np.errstate(all="ignore"):  # where the interpreter runs the kernel, integers wrap as they do in machine code
-            launch(convolve_rows, convolve_rows_team, arguments, tasks, len(source) * _seconds(self.problem))
+        tasks, seconds = len(source) * self._work[0], len(source) * self._work[1]
+        arguments = (memory_of(source), weight, bias, memory_of(result), geometry, segments, taps, tasks)
+        launch(convolve_rows, convolve_rows_team, arguments, tasks, seconds)
+
+    @functools.cached_property
+    def _layouts(self) -> Layouts:
+        def place(source: AnyArray, result: AnyArray, finite: bool) -> AnyArray:
+            geometry = self._tables[0].copy()
+            geometry[SOURCE_BASE : SOURCE_STEP + 5], geometry[RESULT_BASE : RESULT_STEP + 5] = (
+                place_and_steps(source),
+                place_and_steps(result),
+            )
+            geometry[FINITE] = finite
+            return geometry
+
+        return Layouts(place)
+
+    @functools.cached_property
+    def _work(self) -> tuple[int, float]:
+        """Tasks of one image, and its estimated seconds."""
+        results, block, width, columns, at_once = (int(self._tables[0][i]) for i in (RESULTS, BLOCK, WIDTH, COLUMNS, ROWS))
+        rows = math.prod(self.problem.result_size[:2])
+        return self.problem.groups * -(-results // block) * -(-width // columns) * -(-rows // at_once), _seconds(self.problem)
 
 
 def _seconds(problem: Problem) -> float:

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 from numba import from_dtype, prange, types
 
-from ..arrays import ELEMENTS, AnyArray, memory_hull
+from ..arrays import ELEMENTS, AnyArray
 from ..padding import PADDING
 from ..problem import Problem
 from . import halves
 from .compile import kernel, specialise
+from .layouts import memory_of, place_and_steps
 from .rows import (
     BLOCK,
     COLUMNS,
@@ -163,14 +164,22 @@ class WeightGradSetup:
         (grad,) = packed
         fixed, segments, taps = self._tables
         geometry = fixed.copy()
-        read, geometry[SOURCE_BASE], geometry[SOURCE_STEP : SOURCE_STEP + 5] = memory_hull(source)
-        other, geometry[OTHER_BASE], geometry[OTHER_STEP : OTHER_STEP + 5] = memory_hull(grad)
-        write, geometry[RESULT_BASE], geometry[RESULT_STEP : RESULT_STEP + 5] = memory_hull(result)
+        for field, array in ((SOURCE_BASE, source), (OTHER_BASE, grad), (RESULT_BASE, result)):
+            geometry[field : field + 6] = place_and_steps(array)
         geometry[IMAGES] = len(source)
         narrow, wide = self._dtypes
         p = self.problem
         tasks = p.groups * -(-p.out_per_group // int(geometry[BLOCK])) * p.in_per_group * p.kernel[0] * p.kernel[1]
         _compile(source.dtype, narrow, wide, result.dtype)
-        arguments = (read, other, write, np.empty(0, narrow), np.empty(0, wide), geometry, segments, taps, tasks)
-        with np.errstate(all="ignore"):
-            launch(weight_grad_rows, weight_grad_rows_team, arguments, tasks, len(source) * p.per_image.flops / 1e10)
+        arguments = (
+            memory_of(source),
+            memory_of(grad),
+            memory_of(result),
+            np.empty(0, narrow),
+            np.empty(0, wide),
+            geometry,
+            segments,
+            taps,
+            tasks,
+        )
+        launch(weight_grad_rows, weight_grad_rows_team, arguments, tasks, len(source) * p.per_image.flops / 1e10)

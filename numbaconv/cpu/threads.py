@@ -61,7 +61,10 @@ def launch(worker: Callable[..., None], team: Callable[..., None], arguments: tu
     """
     threads = min(team_size(seconds), tasks)
     counter = np.zeros(1, np.int64)
-    if threads < 2:
+    if config.DISABLE_JIT:
+        with np.errstate(all="ignore"):  # integers wrap in machine code, and NumPy's scalars would warn
+            worker(*arguments, counter)
+    elif threads < 2:
         worker(*arguments, counter)
     elif threading_layer() == "workqueue":  # it aborts the process when two threads enter it
         with _one_at_a_time:

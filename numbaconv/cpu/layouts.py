@@ -1,0 +1,56 @@
+"""Memory of any layout as kernels take it, and what is remembered of the layouts that a setup has met."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..arrays import AnyArray
+
+MOST_LAYOUTS = 64
+
+
+def memory_of(array: AnyArray) -> AnyArray:
+    """All memory between an array's first and last byte as a 1-D array.
+
+    One 1-D array stands for every layout, so that kernels are compiled once; only the array's own elements may be accessed through it,
+    from the place and with the steps that :func:`place_and_steps` tells.
+    """
+    if array.flags.c_contiguous:
+        return array.reshape(-1)
+    if array.size == 0:
+        return np.empty(0, array.dtype)
+    lowest = array[tuple(slice(None, None, -1 if step < 0 else 1) for step in array.strides)]
+    extent = sum((n - 1) * abs(step) for n, step in zip(array.shape, array.strides)) // array.itemsize + 1
+    return np.lib.stride_tricks.as_strided(lowest, (extent,), (array.itemsize,))
+
+
+def place_and_steps(array: AnyArray) -> list[int]:
+    """Where element [0, ..., 0] lies in :func:`memory_of` an array, then the array's strides, in elements."""
+    steps = [step // array.itemsize for step in array.strides]
+    return [sum((1 - n) * step for n, step in zip(array.shape, steps) if step < 0 < n), *steps]
+
+
+class Layouts:
+    """The geometries that ``make(source, result, *more)`` worked out, remembered by the layouts of the two arrays (and ``more``).
+
+    Working one out in Python takes longer than a small convolution.  The least recently made is not tracked: a full memory
+    starts afresh.
+    """
+
+    def __init__(self, make: Callable[..., NDArray[np.int64]]) -> None:
+        self._make = make
+        self._known: dict[Any, NDArray[np.int64]] = {}
+
+    def __call__(self, source: AnyArray, result: AnyArray, *more: Any) -> NDArray[np.int64]:
+        key = (source.shape, source.strides, result.strides, *more)
+        geometry = self._known.get(key)
+        if geometry is None:
+            geometry = self._make(source, result, *more)
+            if len(self._known) >= MOST_LAYOUTS:
+                self._known.clear()
+            self._known[key] = geometry
+        return geometry
