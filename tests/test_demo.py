@@ -82,6 +82,17 @@ def test_layer_stack(volume: np.ndarray) -> None:
     assert dilated.explanation.problem.groups == 4 and depthwise.explanation.problem.groups == 16
 
 
+@pytest.mark.parametrize("scipy", [True, False])
+def test_steps_report_their_progress(volume: np.ndarray, scipy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if scipy:
+        pytest.importorskip("scipy", reason="scipy is not installed")
+    monkeypatch.setattr(steps, "has_scipy", lambda: scipy)
+    progress = silent()
+    done = [part(volume, progress) for part in (steps.filter_bank, steps.two_or_three, steps.layer_stack)]
+    assert progress.done == progress.steps
+    assert [bool(step.peers) for step in done] == [scipy, scipy, False]
+
+
 # ---- the check against the reference finds errors --------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "text",
