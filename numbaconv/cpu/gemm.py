@@ -83,9 +83,17 @@ class _Tile:
             if vectors < TILE_VECTORS:
                 switch.add_case(int64(vectors - 1), block)
             b.position_at_end(block)
+            self._prefetch(vectors)
             self._store(self._products(vectors))
             b.branch(end)
         b.position_at_end(end)
+
+    def _prefetch(self, vectors: int) -> None:
+        """Bring the result's lines while the products are summed."""
+        for r in range(TILE_ROWS):
+            row = self.v.at(self.result, self.builder.mul(self.row_step, int64(r)))
+            for j in range(vectors):
+                self.v.prefetch_for_writing(self.v.at(row, j * self.v.lanes))
 
     # ---- the sums ------------------------------------------------------------------------------------------------
     def _products(self, vectors: int) -> list[list[Any]]:

@@ -1,9 +1,9 @@
-"""Implicit GEMM: a convolution as a matrix product whose second operand, im2col, exists one cache-sized block at a time.
+"""Implicit GEMM: a convolution as a matrix product whose second operand, im2col, exists one cache-sized panel at a time.
 
 The result of one image and group is (filters, pixels) = weight (filters, K) times im2col (K, pixels) with K = channels * taps.  A task
-packs a few panels of pixels for one block of K, multiplies them with every row block of the weight, and goes on to the next block
-of K.  The order of the sum over K depends on channels, kernel and dilation alone: neither the batch, the threads, the layout nor
-the place of a pixel change the bits of a result.
+takes a few panels of pixels through the blocks of K, one after the other: it packs a panel for the block, multiplies all rows of
+the weight with it, and packs the next into the same memory.  The order of the sum over K depends on channels and kernel alone:
+neither the batch, the threads, the layout nor the place of a pixel change the bits of a result.
 
 A gradient of the input with stride s is s convolutions an axis: the result pixels of one remainder modulo s meet the same taps, at
 consecutive source cells.
@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numba import prange
@@ -35,38 +36,38 @@ from .simd import lanes_of, load_element, store_element
 from .target import target
 from .threads import launch, most_threads, next_task, team_size
 
-DEPTH = 640  # products of one K block: a row block of the weight then stays in the first-level cache
-BLOCK_BYTES = 440_000  # panels of one task, in the second-level cache
-MOST_PANELS = 8
+DEPTH = 192  # products of one K block: a panel then stays in the first-level cache
+PANELS_A_TASK = 8  # while they pass, one K block of the weight stays in the second-level cache
 MOST_PARTS = 64  # of a transposed convolution
 ALIGNMENT = 64
 
-# The cost model, in cycles: of copying a vector with lanes 1, 2 or more cells apart, of storing a tile, of starting a block.
-COPY_CYCLES = {1: 2.0, 2: 4.0, 3: 26.0}
-STORE_CYCLES = 60.0
+# The cost model, in cycles: of a vector copied with its lanes 1, 2 or more cells apart, of a tap tabled, of a tile stored, of a task.
+COPY_CYCLES = {1: 2.5, 2: 4.0, 3: 26.0}
+TABLE_CYCLES = 50.0
+STORE_CYCLES = 100.0
 TASK_CYCLES = 1000.0
 CYCLES_A_SECOND = 2.5e9
 
 # Fields of the geometry beyond those of the panels.
 (
     IMAGES, GROUPS, CHANNELS, FILTERS, PIXELS, KERNEL, SOURCE, SOURCE_IMAGE, RESULT, RESULT_IMAGE, RESULT_CHANNEL, SCATTERED,
-    CHANNELS_AT_ONCE, TAPS_AT_ONCE, PANELS, RUNS, SPLITS, TASKS, WEIGHT, FIELDS,
-) = range(pack.FIELDS, pack.FIELDS + 20)  # fmt: skip
+    CHANNELS_AT_ONCE, TAPS_AT_ONCE, PANELS, SPLITS, TASKS, WEIGHT, FIELDS,
+) = range(pack.FIELDS, pack.FIELDS + 19)  # fmt: skip
 
 
 # ---- kernels -----------------------------------------------------------------------------------------------------------
 @kernel()
 def _worker(geometry, shifts, weight, bias, counter):  # type: ignore[no-untyped-def]
-    """Tasks until none is left: each a block of panels of one image and group, and a share of its row blocks."""
+    """Tasks until none is left: each some panels of one image and group, and a share of the row blocks."""
     g = geometry
-    width = TILE_VECTORS * lanes_of(weight)
-    spare = ALIGNMENT // weight.itemsize
-    panels = np.empty(g[PANELS] * g[CHANNELS_AT_ONCE] * g[TAPS_AT_ONCE] * width + spare, weight.dtype)
-    panels = panels[-panels.ctypes.data // weight.itemsize % spare :]
-    table = np.empty(g[PANELS] * g[TAPS_AT_ONCE] * TILE_VECTORS * g[pack.SLOTS] * 2, np.int64)
-    counts = np.empty(g[PANELS] * g[TAPS_AT_ONCE], np.int64)
-    runs, run_counts = np.empty(g[PANELS] * g[RUNS] * 2, np.int64), np.empty(g[PANELS], np.int64)
-    segments, tile = np.empty((width, 6), np.int64), np.empty(TILE_ROWS * width, weight.dtype)
+    width, spare = TILE_VECTORS * lanes_of(weight), ALIGNMENT // weight.itemsize
+    panel = np.empty(g[CHANNELS_AT_ONCE] * g[TAPS_AT_ONCE] * width + spare, weight.dtype)
+    panel = panel[-panel.ctypes.data // weight.itemsize % spare :]
+    staged = np.empty(g[SCATTERED] * (g[FILTERS] + TILE_ROWS) * width, weight.dtype)
+    table = np.empty((g[PANELS] * g[TAPS_AT_ONCE] * TILE_VECTORS * g[pack.SLOTS], 2), np.int64)
+    counts, runs = np.empty(g[PANELS] * g[TAPS_AT_ONCE], np.int64), np.empty(g[TAPS_AT_ONCE] + 2, np.int64)
+    segments, fills = np.empty((width, 6), np.int64), np.empty(TILE_VECTORS, np.int64)
+    pieces = np.empty((min(g[pack.TAPS + 2], g[TAPS_AT_ONCE]), width + 1, 4), np.int64)
     row_blocks = -(-g[FILTERS] // TILE_ROWS)
     tabled_panel = tabled_tap = -1
     while True:
@@ -77,20 +78,22 @@ def _worker(geometry, shifts, weight, bias, counter):  # type: ignore[no-untyped
         first, member = member // (g[IMAGES] * g[GROUPS]) * g[PANELS], member % (g[IMAGES] * g[GROUPS])
         image, group = member // g[GROUPS], member % g[GROUPS]
         last = min(first + g[PANELS], -(-g[PIXELS] // width))
+        first_row, last_row = row_blocks * split // g[SPLITS], row_blocks * (split + 1) // g[SPLITS]
         source = g[SOURCE] + (image * g[SOURCE_IMAGE] + group * g[CHANNELS] * g[pack.SOURCE_CHANNEL]) * weight.itemsize
         result = g[RESULT] + (image * g[RESULT_IMAGE] + group * g[FILTERS] * g[RESULT_CHANNEL]) * weight.itemsize
         for channel in range(0, g[CHANNELS], g[CHANNELS_AT_ONCE]):
-            channels = min(g[CHANNELS_AT_ONCE], g[CHANNELS] - channel)
+            channels, at = min(g[CHANNELS_AT_ONCE], g[CHANNELS] - channel), source + channel * g[pack.SOURCE_CHANNEL] * weight.itemsize
             for tap in range(0, max(g[KERNEL], 1), g[TAPS_AT_ONCE]):
-                taps = min(g[TAPS_AT_ONCE], g[KERNEL] - tap)
+                taps, k = min(g[TAPS_AT_ONCE], g[KERNEL] - tap), channel * g[KERNEL] + tap
                 if first != tabled_panel or tap != tabled_tap:
-                    _fill_tables(g, shifts, first, last, tap, taps, width, segments, table, counts)
+                    _fill_tables(g, shifts, first, last, tap, taps, width, segments, pieces, fills, table, counts)
                     tabled_panel, tabled_tap = first, tap
-                at = source + channel * g[pack.SOURCE_CHANNEL] * weight.itemsize
-                _pack_panels(g, table, counts, taps, at, channels, first, last, panels, runs, run_counts, width)
-                k = channel * g[KERNEL] + tap
-                for row in range(row_blocks * split // g[SPLITS], row_blocks * (split + 1) // g[SPLITS]):
-                    _multiply_row(g, weight, bias, group * row_blocks + row, k, row, result, first, last, panels, runs, run_counts, tile)
+                for number in range(first, last):
+                    j = (number - first) * g[TAPS_AT_ONCE]
+                    run_count = pack_panel(g, table, j * TILE_VECTORS * g[pack.SLOTS], counts, j, taps, at, channels, panel, runs)
+                    _multiply_panel(g, weight, bias, group, k, first_row, last_row, result, number, panel, runs, run_count, staged)
+        if g[SCATTERED]:
+            _scatter(g, staged, first_row * TILE_ROWS, min(last_row * TILE_ROWS, g[FILTERS]), result, first * width, width)
 
 
 @kernel(parallel=True)
@@ -99,84 +102,69 @@ def _team(threads, geometry, shifts, weight, bias, counter):  # type: ignore[no-
         _worker(geometry, shifts, weight, bias, counter)
 
 
-@kernel()
-def _fill_tables(g, shifts, first, last, tap, taps, width, segments, table, counts):  # type: ignore[no-untyped-def]
+@kernel(forceinline=True)
+def _fill_tables(g, shifts, first, last, tap, taps, width, segments, pieces, fills, table, counts):  # type: ignore[no-untyped-def]
     """Tables of the panels [first, last) for ``taps`` taps from ``tap`` on."""
-    entries = g[TAPS_AT_ONCE] * TILE_VECTORS * g[pack.SLOTS] * 2
-    for panel in range(first, last):
-        own_table = table[(panel - first) * entries : (panel - first + 1) * entries]
-        own_counts = counts[(panel - first) * g[TAPS_AT_ONCE] : (panel - first + 1) * g[TAPS_AT_ONCE]]
-        pixels = min(width, g[PIXELS] - panel * width)
-        fill_table(g, shifts, panel * width, pixels, tap, tap + taps, width // TILE_VECTORS, segments, own_table, own_counts)
+    for number in range(first, last):
+        j, pixels = (number - first) * g[TAPS_AT_ONCE], min(width, g[PIXELS] - number * width)
+        entry, lanes = j * TILE_VECTORS * g[pack.SLOTS], width // TILE_VECTORS
+        fill_table(g, shifts, number * width, pixels, tap, taps, lanes, segments, pieces, fills, table, entry, counts, j)
 
 
-@kernel()
-def _pack_panels(g, table, counts, taps, source, channels, first, last, panels, runs, run_counts, width):  # type: ignore[no-untyped-def]
-    """Panels [first, last) for some channels, the first of them at ``source``."""
-    entries, size = g[TAPS_AT_ONCE] * TILE_VECTORS * g[pack.SLOTS], g[CHANNELS_AT_ONCE] * g[TAPS_AT_ONCE] * width
-    for j in range(last - first):
-        own_counts = counts[j * g[TAPS_AT_ONCE] : j * g[TAPS_AT_ONCE] + taps]
-        own_runs = runs[2 * j * g[RUNS] : 2 * (j + 1) * g[RUNS]]
-        run_counts[j] = pack_panel(g, table, j * entries, own_counts, source, channels, panels, j * size, own_runs, width)
+@kernel(forceinline=True)
+def _multiply_panel(g, weight, bias, group, k, first_row, last_row, result, number, panel, runs, run_count, staged):  # type: ignore[no-untyped-def]
+    """Row blocks [first_row, last_row) of a group's weight, from product ``k`` on, times a panel, into the result or the staged copy.
 
-
-@kernel()
-def _multiply_row(g, weight, bias, block, k, row, result, first, last, panels, runs, run_counts, tile):  # type: ignore[no-untyped-def]
-    """One row block of the weight, from product ``k`` on, times the panels [first, last), into result rows from row * TILE_ROWS on.
-
-    ``block`` counts row blocks over all groups; ``result`` is the byte address of the group's first row.
+    ``result`` is the byte address of the group's first pixel.
     """
     width = TILE_VECTORS * lanes_of(weight)
-    size = g[CHANNELS_AT_ONCE] * g[TAPS_AT_ONCE] * width
-    offset = g[WEIGHT] + (block * g[CHANNELS] * g[KERNEL] + k) * TILE_ROWS
-    rows = min(TILE_ROWS, g[FILTERS] - row * TILE_ROWS)
-    row_start = result + row * TILE_ROWS * g[RESULT_CHANNEL] * weight.itemsize
-    for panel in range(first, last):
-        columns = min(width, g[PIXELS] - panel * width)
-        address, step, j = row_start + panel * width * weight.itemsize, g[RESULT_CHANNEL], panel - first
-        if g[SCATTERED]:
-            address, step = tile.ctypes.data, width
-            if k > 0:
-                _exchange(g, tile, row_start, panel * width, rows, columns, width, False)
-        multiply_tile(
-            runs, j * g[RUNS], run_counts[j], weight, offset, panels, j * size, address, step, rows, columns, k, bias, block * TILE_ROWS
-        )
-        if g[SCATTERED]:
-            _exchange(g, tile, row_start, panel * width, rows, columns, width, True)
+    columns = min(width, g[PIXELS] - number * width)
+    step = width if g[SCATTERED] else g[RESULT_CHANNEL]
+    start = staged.ctypes.data if g[SCATTERED] else result + number * width * weight.itemsize
+    for row in range(first_row, last_row):
+        block = group * -(-g[FILTERS] // TILE_ROWS) + row
+        offset = g[WEIGHT] + (block * g[CHANNELS] * g[KERNEL] + k) * TILE_ROWS
+        address, rows = start + row * TILE_ROWS * step * weight.itemsize, min(TILE_ROWS, g[FILTERS] - row * TILE_ROWS)
+        multiply_tile(runs, 0, run_count, weight, offset, panel, 0, address, step, rows, columns, k, bias, block * TILE_ROWS)
 
 
-@kernel()
-def _exchange(g, tile, result, pixel, rows, columns, width, out):  # type: ignore[no-untyped-def]
-    """Copy a tile to result pixels that are not contiguous (``out``), or from them."""
-    across, deep = g[pack.RESULT_SIZE + 2], g[pack.RESULT_SIZE + 1]
-    for r in range(rows):
-        for column in range(columns):
-            w, h, d = (pixel + column) % across, (pixel + column) // across % deep, (pixel + column) // across // deep
-            offset = d * g[pack.RESULT_STRIDE] + h * g[pack.RESULT_STRIDE + 1] + w * g[pack.RESULT_STRIDE + 2]
-            address = result + (r * g[RESULT_CHANNEL] + offset) * tile.itemsize
-            if out:
-                store_element(address, tile[r * width + column])
-            else:
-                tile[r * width + column] = load_element(address, tile)
+@kernel(forceinline=True)
+def _scatter(g, staged, first_row, last_row, result, pixel, width):  # type: ignore[no-untyped-def]
+    """Copy a staged panel (filters, width) to the result pixels from number ``pixel`` on, which do not follow one another."""
+    across, deep, stride = g[pack.RESULT_SIZE + 2], g[pack.RESULT_SIZE + 1], g[pack.RESULT_STRIDE + 2]
+    d, h, w = pixel // across // deep, pixel // across % deep, pixel % across
+    done, pixels = 0, min(width, g[PIXELS] - pixel)
+    while done < pixels:
+        length = min(across - w, pixels - done)
+        offset = d * g[pack.RESULT_STRIDE] + h * g[pack.RESULT_STRIDE + 1] + w * stride
+        for row in range(first_row, last_row):
+            address = result + (row * g[RESULT_CHANNEL] + offset) * staged.itemsize
+            for i in range(length):
+                store_element(address + i * stride * staged.itemsize, staged[row * width + done + i])
+        done, w, h = done + length, 0, h + 1
+        if h == deep:
+            h, d = 0, d + 1
 
 
 @kernel()
 def _pack_weight(numbers, taps, packed, at):  # type: ignore[no-untyped-def]
-    """Write one part's weight as (groups, row blocks, K, TILE_ROWS) from packed[at] on: K in the order of ``pack_panel``, zero rows last.
+    """Write one part's weight as (groups, row blocks, K, TILE_ROWS) from packed[at] on: K in the order of the panels, missing rows zero.
 
-    numbers : int64 array: byte address, strides (elements) of a group, a filter and a channel, then groups, filters, channels and
-        the channel block; taps : int64 offsets of the part's taps.
+    numbers : int64 array: byte address, strides (elements) of a group, a filter and a channel, groups, filters, channels, and the
+        channels of a K block; taps : int64 offsets of the part's taps.
     """
-    address, of_group, of_filter, of_channel, groups, filters, channels, block = numbers
+    address, of_group, of_filter, of_channel, groups, filters, channels, at_once = numbers
     for group in range(groups):
         for row in range(0, filters, TILE_ROWS):
-            for first in range(0, channels, block):
+            rows = min(TILE_ROWS, filters - row)
+            for first in range(0, channels, at_once):
                 for tap in taps:
-                    for channel in range(first, min(first + block, channels)):
-                        for r in range(TILE_ROWS):
-                            offset = group * of_group + (row + r) * of_filter + channel * of_channel + tap
-                            inside = row + r < filters
-                            packed[at + r] = load_element(address + offset * packed.itemsize, packed) if inside else 0
+                    for channel in range(first, min(first + at_once, channels)):
+                        start = address + (group * of_group + row * of_filter + channel * of_channel + tap) * packed.itemsize
+                        for r in range(rows):
+                            packed[at + r] = load_element(start + r * of_filter * packed.itemsize, packed)
+                        for r in range(rows, TILE_ROWS):
+                            packed[at + r] = 0
                         at += TILE_ROWS
 
 
@@ -194,8 +182,6 @@ class ImplicitGemm:
             return "it is made of LLVM intrinsics, which need the compiler (NUMBA_DISABLE_JIT is set)"
         if problem.direction == "weight_grad":
             return "it computes results and gradients of the input, not of the weight"
-        if problem.transposed and problem.padding_mode != "zeros":
-            return f"gradients of {problem.padding_mode} padding fold back onto the cells that were copied"
         if problem.source_channels == 0:
             return "there are no channels to sum over"
         if problem.transposed and math.prod(min(s, i) for s, i in zip(problem.stride, problem.in_size)) > MOST_PARTS:
@@ -209,6 +195,14 @@ class ImplicitGemm:
         return ImplicitGemmSetup(problem)
 
 
+class Placed(NamedTuple):
+    """A part of the problem in given layouts: geometry without addresses, shifts, and the byte offset of its first result pixel."""
+
+    geometry: NDArray[np.int64]
+    shifts: NDArray[np.int64]
+    first: int
+
+
 @dataclass(frozen=True)
 class ImplicitGemmSetup:
     """Implicit GEMM set up for one problem.
@@ -219,6 +213,7 @@ class ImplicitGemmSetup:
     """
 
     problem: Problem
+    _layouts: dict[object, list[Placed]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     # ---- what depends on the problem alone -----------------------------------------------------------------------
     @cached_property
@@ -226,17 +221,21 @@ class ImplicitGemmSetup:
         depth, height, width = (axis_parts(self.problem, axis) for axis in range(3))
         return list(itertools.product(depth, height, width))
 
-    @property
+    @cached_property
+    def lanes(self) -> int:
+        return target().lanes(self.problem.dtype)
+
+    @cached_property
     def channels(self) -> int:
         """Source channels of one group."""
         return self.problem.source_channels // self.problem.groups
 
-    @property
+    @cached_property
     def filters(self) -> int:
         """Result channels of one group."""
         return self.problem.result_channels // self.problem.groups
 
-    @property
+    @cached_property
     def row_blocks(self) -> int:
         return -(-self.filters // TILE_ROWS)
 
@@ -249,26 +248,26 @@ class ImplicitGemmSetup:
     @cached_property
     def seconds(self) -> float:
         """Estimated time of one image on one thread."""
-        width = TILE_VECTORS * target().lanes(self.problem.dtype)
         cycles = 0.0
         for part in self.parts:
+            taps, panels = tap_count(part), -(-pixel_count(part) // (TILE_VECTORS * self.lanes))
             copy = TILE_VECTORS * COPY_CYCLES[min(part[2].step, 3)]
             multiply = self.row_blocks * TILE_ROWS * TILE_VECTORS / 2
-            block = self.channels * tap_count(part) * (copy + multiply) + self.row_blocks * STORE_CYCLES
-            cycles += -(-pixel_count(part) // width) * block + TASK_CYCLES
+            blocks = -(-self.channels * taps // DEPTH)
+            cycles += panels * (self.channels * taps * (copy + multiply) + TABLE_CYCLES * taps + self.row_blocks * blocks * STORE_CYCLES)
+            cycles += TASK_CYCLES
         return self.problem.groups * cycles / CYCLES_A_SECOND
 
     @cached_property
     def workspace(self) -> int:
-        """Upper bound of the bytes that ``run`` allocates: of each thread its panels, their tables and a tile."""
-        width = TILE_VECTORS * target().lanes(self.problem.dtype)
-        item, most = np.dtype(self.problem.dtype).itemsize, 0
+        """Upper bound of the bytes that ``run`` allocates: of each thread a panel, tables, and a copy of a panel's results."""
+        width, item, most = TILE_VECTORS * self.lanes, np.dtype(self.problem.dtype).itemsize, 0
         for part in self.parts:
-            g = self._geometry(part, 0, 0)
-            taps, panels = int(g[TAPS_AT_ONCE]), int(g[PANELS])
-            entries = taps * TILE_VECTORS * self._slots(part[2].size)
-            each = int(g[CHANNELS_AT_ONCE]) * taps * width * item + (2 * entries + taps + 2 * int(g[RUNS]) + 1) * 8
-            most = max(most, panels * each + width * (6 * 8 + TILE_ROWS * item) + ALIGNMENT)
+            channels, taps = blocking(self.channels, tap_count(part))
+            tables = PANELS_A_TASK * taps * (2 * TILE_VECTORS * self._slots(part[2].size) + 1)
+            pieces = 4 * (width + 1) * min(len(part[2].taps), taps)
+            numbers = tables + pieces + 6 * width + taps + TILE_VECTORS + 2
+            most = max(most, (channels * taps + self.filters + TILE_ROWS) * width * item + ALIGNMENT + numbers * 8)
         own = most_threads() * most + FIELDS * 8
         return max(own, Direct().setup(self.problem).workspace) if self.problem.transposed else own
 
@@ -279,28 +278,10 @@ class ImplicitGemmSetup:
 
     def _slots(self, columns: int) -> int:
         """Entries that one vector of one tap may need where a row has so many pixels."""
-        lanes = target().lanes(self.problem.dtype)
         if self.problem.padding_mode != "zeros":
-            return lanes
-        rows = min(lanes, (lanes - 2) // columns + 2)
+            return self.lanes
+        rows = min(self.lanes, (self.lanes - 2) // columns + 2)
         return 4 if rows == 3 else rows
-
-    def _geometry(self, part: Part, finite: int, start: int) -> NDArray[np.int64]:
-        """Geometry of one part without the fields that the arrays decide."""
-        p, g, taps = self.problem, np.zeros(FIELDS, np.int64), tap_count(part)
-        block, at_once, taps_at_once = blocking(p, self.channels, taps)
-        width = TILE_VECTORS * target().lanes(p.dtype)
-        pixels = pixel_count(part)
-        panel_bytes = at_once * taps_at_once * width * np.dtype(p.dtype).itemsize
-        g[pack.TAPS : pack.TAPS + 3] = [len(axis.taps) for axis in part]
-        g[pack.MODE] = PADDING_MODES.index(p.padding_mode)
-        g[pack.CHANNEL_BLOCK], g[CHANNELS_AT_ONCE], g[TAPS_AT_ONCE] = block, at_once, taps_at_once
-        g[pack.SKIPPING] = finite
-        g[GROUPS], g[CHANNELS], g[FILTERS], g[PIXELS], g[KERNEL] = p.groups, self.channels, self.filters, pixels, taps
-        g[PANELS] = max(1, min(MOST_PANELS, -(-pixels // width), BLOCK_BYTES // panel_bytes))
-        g[RUNS] = -(-at_once // block) * (taps_at_once // 2 + 1)
-        g[WEIGHT] = start
-        return g
 
     # ---- arrays --------------------------------------------------------------------------------------------------
     def pack(self, weight: AnyArray, bias: AnyArray | None) -> tuple[AnyArray, ...]:
@@ -313,9 +294,9 @@ class ImplicitGemmSetup:
         of_filter, of_channel = (steps[1], steps[0]) if p.transposed else (steps[0], steps[1])
         numbers = [_address(weight), steps[0] * p.out_per_group, of_filter, of_channel, p.groups, self.filters, self.channels]
         for part, start in zip(self.parts, self.weight_starts):
-            block = blocking(p, self.channels, tap_count(part))[0]
+            at_once, _ = blocking(self.channels, tap_count(part))
             offsets = [sum(k * step for k, step in zip(tap, steps[2:])) for tap in itertools.product(*(axis.taps for axis in part))]
-            _pack_weight(np.array([*numbers, block], np.int64), np.array(offsets, np.int64), packed, start)
+            _pack_weight(np.array([*numbers, at_once], np.int64), np.array(offsets, np.int64), packed, start)
         padded = np.zeros((p.groups, self.row_blocks * TILE_ROWS), weight.dtype)
         if bias is not None:
             padded[:, : self.filters] = bias.reshape(p.groups, -1)
@@ -326,51 +307,55 @@ class ImplicitGemmSetup:
         if self.problem.transposed and not finite[0]:
             Direct().setup(self.problem).run(source, packed[1:], result)
             return
-        for part, start in zip(self.parts, self.weight_starts):
-            g = self._geometry(part, int(finite[0]), start)
-            shifts = self._place(g, part, source, result)
-            seconds = self.seconds * source.shape[0] / len(self.parts)
-            self._share(g, seconds)
-            launch(_worker, _team, (g, shifts, weight, bias), int(g[TASKS]), seconds)
+        seconds = self.seconds * source.shape[0] / len(self.parts)
+        threads = team_size(seconds)
+        for placed in self._placed(source.shape[0], source.strides, result.strides):
+            g = placed.geometry.copy()
+            g[SOURCE], g[RESULT], g[pack.SKIPPING] = _address(source), _address(result) + placed.first, finite[0]
+            blocks = int(g[TASKS])
+            g[SPLITS] = 1 if threads == 1 else min(self.row_blocks, -(-4 * threads // blocks))
+            g[TASKS] = blocks * g[SPLITS]
+            launch(_worker, _team, (g, placed.shifts, weight, bias), int(g[TASKS]), seconds)
 
-    def _place(self, g: NDArray[np.int64], part: Part, source: AnyArray, result: AnyArray) -> NDArray[np.int64]:
-        """Fill in the fields of the two layouts; the shifts of all taps, axis after axis."""
-        item = source.itemsize
+    def _placed(self, batch: int, source: tuple[int, ...], result: tuple[int, ...]) -> list[Placed]:
+        """Every part for arrays of these strides (bytes); the last few layouts are kept."""
+        key = batch, source, result
+        placed = self._layouts.get(key)
+        if placed is None:
+            placed = [self._place(part, start, batch, source, result) for part, start in zip(self.parts, self.weight_starts)]
+            if len(self._layouts) >= 8:
+                self._layouts.clear()
+            self._layouts[key] = placed
+        return placed
+
+    def _place(self, part: Part, start: int, batch: int, source: tuple[int, ...], result: tuple[int, ...]) -> Placed:
+        p, g, item = self.problem, np.zeros(FIELDS, np.int64), np.dtype(self.problem.dtype).itemsize
         lines = merged([
             Line(n, s // item, axis.size, t // item * axis.stride, axis.step, axis.shifts)
-            for axis, n, s, t in zip(part, source.shape[2:], source.strides[2:], result.strides[2:])
+            for axis, n, s, t in zip(part, p.source_size, source[2:], result[2:])
         ])  # fmt: skip
         for i, line in enumerate(lines):
-            g[pack.SOURCE_SIZE + i], g[pack.SOURCE_STRIDE + i], g[pack.RESULT_SIZE + i], g[pack.RESULT_STRIDE + i], g[pack.STEP + i] = line[
-                :5
-            ]
-            g[pack.TAPS + i] = len(line.shifts)
-        lane_step = lines[2].step * lines[2].source_stride
-        g[pack.LANE_STEP], g[pack.SPACING] = lane_step, {1: pack.UNIT, 2: pack.EVEN}.get(lane_step, pack.SPREAD)
-        g[pack.SLOTS] = self._slots(lines[2].size)
-        g[IMAGES], g[SCATTERED] = source.shape[0], not is_contiguous(lines)
-        g[SOURCE], g[SOURCE_IMAGE], g[pack.SOURCE_CHANNEL] = _address(source), source.strides[0] // item, source.strides[1] // item
-        g[RESULT] = _address(result) + sum(axis.first * step for axis, step in zip(part, result.strides[2:]))
-        g[RESULT_IMAGE], g[RESULT_CHANNEL] = result.strides[0] // item, result.strides[1] // item
-        return np.array([shift for line in lines for shift in line.shifts], np.int64)
-
-    def _share(self, g: NDArray[np.int64], seconds: float) -> None:
-        """Cut the work into tasks: where blocks of panels are fewer than the threads need, into shares of row blocks as well."""
-        width = TILE_VECTORS * target().lanes(self.problem.dtype)
-        blocks = -(-int(g[PIXELS]) // (width * int(g[PANELS]))) * int(g[IMAGES] * g[GROUPS])
-        threads = team_size(seconds)
-        g[SPLITS] = 1 if threads == 1 else min(self.row_blocks, -(-4 * threads // blocks))
-        g[TASKS] = blocks * g[SPLITS]
+            g[i : pack.MODE : 3] = [*line[:5], len(line.shifts)]
+        step = lines[2].step * lines[2].source_stride
+        g[pack.MODE], g[pack.SLOTS] = PADDING_MODES.index(p.padding_mode), self._slots(lines[2].size)
+        g[pack.LANE_STEP], g[pack.SPACING] = step, {1: pack.UNIT, 2: pack.EVEN}.get(step, pack.SPREAD)
+        g[IMAGES], g[GROUPS], g[CHANNELS], g[FILTERS] = batch, p.groups, self.channels, self.filters
+        g[PIXELS], g[KERNEL], g[WEIGHT] = pixel_count(part), tap_count(part), start
+        g[CHANNELS_AT_ONCE], g[TAPS_AT_ONCE] = blocking(self.channels, tap_count(part))
+        g[SOURCE_IMAGE], g[pack.SOURCE_CHANNEL], g[RESULT_IMAGE], g[RESULT_CHANNEL] = (s // item for s in (*source[:2], *result[:2]))
+        g[SCATTERED] = not is_contiguous(lines)
+        panels = -(-pixel_count(part) // (TILE_VECTORS * self.lanes))
+        g[PANELS] = 1 if g[SCATTERED] else min(PANELS_A_TASK, panels)
+        g[TASKS] = -(-panels // int(g[PANELS])) * batch * p.groups
+        shifts = np.array([shift for line in lines for shift in line.shifts], np.int64)
+        return Placed(g, shifts, sum(axis.first * step for axis, step in zip(part, result[2:])))
 
 
-def blocking(p: Problem, channels: int, kernel: int) -> tuple[int, int, int]:
-    """Channels that a tap takes in one go, channels of a K block, taps of a K block; never from the size of the image."""
+def blocking(channels: int, kernel: int) -> tuple[int, int]:
+    """Channels and taps of one K block, as even as they can be; more than one block of taps only for one channel."""
     taps = max(kernel, 1)
-    wide = taps == 1 or max(d * (k - 1) for d, k in zip(p.dilation, p.kernel)) > 8
-    block = max(1, min(64 if wide else 8, channels, DEPTH // taps))
-    most = max(1, DEPTH // (taps * block)) * block
-    evenly = -(-channels // -(-channels // most))
-    return block, min(most, -(-evenly // block) * block), -(-taps // -(-taps // DEPTH))
+    most = max(1, DEPTH // taps)
+    return -(-channels // -(-channels // most)), -(-taps // -(-taps // DEPTH))
 
 
 def _address(array: AnyArray) -> int:

@@ -12,14 +12,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from ..padding import PADDING, source_index
 from .compile import kernel
 from .gemm import TILE_VECTORS
-from .simd import Vectors, data_pointer, int64
+from .simd import Vectors, data_pointer, int64, lanes_of
 
 UNIT, EVEN, SPREAD = 0, 1, 2
 """How the cells of neighbouring lanes lie in memory: side by side, every second one, or further apart (gathered)."""
@@ -30,41 +29,44 @@ UNROLLED = (1, 2, 4)
 
 # Fields of the geometry, an int64 array: first three axes each, then single numbers.  Strides and steps count elements.
 SOURCE_SIZE, SOURCE_STRIDE, RESULT_SIZE, RESULT_STRIDE, STEP, TAPS = range(0, 18, 3)
-MODE, SPACING, LANE_STEP, SOURCE_CHANNEL, CHANNEL_BLOCK, SLOTS, SKIPPING, FIELDS = range(18, 26)
+MODE, SPACING, LANE_STEP, SOURCE_CHANNEL, SLOTS, SKIPPING, FIELDS = range(18, 25)
 
-_source_index = kernel()(source_index)
+NOWHERE = -(1 << 62)
+
+_source_index = kernel(forceinline=True)(source_index)
 
 
 # ---- tables ------------------------------------------------------------------------------------------------------------
-@kernel()
-def fill_table(geometry, shifts, pixel, pixels, first_tap, last_tap, lanes, segments, table, counts):  # type: ignore[no-untyped-def]
-    """Table of the panel of ``pixels`` pixels from number ``pixel`` on, for the taps [first_tap, last_tap).
+@kernel(forceinline=True)
+def fill_table(geometry, shifts, pixel, pixels, first_tap, taps, lanes, segments, pieces, fills, table, first_entry, counts, first_count):  # type: ignore[no-untyped-def]
+    """Table of the panel of ``pixels`` pixels from number ``pixel`` on, for ``taps`` taps from ``first_tap`` on.
 
     shifts : int64 array; the source index along an axis is result index * STEP + shift, one shift a tap, axis after axis.
-    segments : int64 workspace (TILE_VECTORS * lanes, 6).
-    table, counts : int64 arrays to be filled, (taps * TILE_VECTORS * SLOTS * 2,) and (taps,): the entries, and how many slots of
-        each vector a tap uses; a count of 0 says that the tap reads nothing but padding.
+    segments, pieces : int64 workspace, (TILE_VECTORS * lanes, 6) and (least of taps and kernel columns, TILE_VECTORS * lanes + 1, 4).
+    table, counts : int64 arrays to be filled, (taps * TILE_VECTORS * SLOTS, 2) and (taps,): the entries, and how many slots of each
+        vector a tap uses; a count of 0 says that the tap reads nothing but padding.
     """
     g = geometry
+    high, wide, slots = g[TAPS + 1], g[TAPS + 2], g[SLOTS]
     found = _row_segments(g, pixel, pixels, lanes, segments)
-    fills = np.empty(TILE_VECTORS, np.int64)
-    for tap in range(first_tap, last_tap):
-        kw, kh, kd = tap % g[TAPS + 2], tap // g[TAPS + 2] % g[TAPS + 1], tap // g[TAPS + 2] // g[TAPS + 1]
-        first = (tap - first_tap) * TILE_VECTORS * g[SLOTS]
-        fills[:] = 0
-        for s in range(found):
-            d = _source_index(segments[s, 3] + shifts[kd], g[SOURCE_SIZE], g[MODE])
-            h = _source_index(segments[s, 4] + shifts[g[TAPS] + kh], g[SOURCE_SIZE + 1], g[MODE])
-            if d != PADDING and h != PADDING:
-                vector, lane, length, column = segments[s, 0], segments[s, 1], segments[s, 2], segments[s, 5]
-                row = d * g[SOURCE_STRIDE] + h * g[SOURCE_STRIDE + 1]
-                column += shifts[g[TAPS] + g[TAPS + 1] + kw]
-                at = first + vector * g[SLOTS]
-                fills[vector] = _row_entries(g, row, column, lane, length, table, at + fills[vector]) - at
-        counts[tap - first_tap] = _even_out(fills, g[SLOTS], table, first)
+    kw, kh, kd = first_tap % wide, first_tap // wide % high, first_tap // wide // high
+    for i in range(min(wide, taps)):
+        _column_pieces(g, segments, found, shifts[g[TAPS] + high + (kw + i) % wide], pieces, i)
+    i = 0
+    for tap in range(taps):
+        if tap == 0 or kw == 0:
+            _place_rows(g, segments, found, shifts[kd], shifts[g[TAPS] + kh])
+        counts[first_count + tap] = _tap_entries(segments, pieces, i, table, first_entry + tap * TILE_VECTORS * slots, slots, fills)
+        i, kw = i + 1, kw + 1
+        if i == wide:
+            i = 0
+        if kw == wide:
+            kw, kh = 0, kh + 1
+            if kh == high:
+                kh, kd = 0, kd + 1
 
 
-@kernel()
+@kernel(forceinline=True)
 def _row_segments(g, pixel, pixels, lanes, segments):  # type: ignore[no-untyped-def]
     """Stretches of lanes in one vector and one row of pixels: (vector, lane, length, source index of the first pixel before the shift)."""
     height, width = g[RESULT_SIZE + 1], g[RESULT_SIZE + 2]
@@ -83,37 +85,75 @@ def _row_segments(g, pixel, pixels, lanes, segments):  # type: ignore[no-untyped
     return found
 
 
-@kernel()
-def _row_entries(g, row, column, lane, length, table, at):  # type: ignore[no-untyped-def]
-    """Entries, from slot ``at`` on, for ``length`` lanes from ``lane`` on that read the source row at offset ``row`` from ``column`` on."""
-    step, size, stride = g[STEP + 2], g[SOURCE_SIZE + 2], g[SOURCE_STRIDE + 2]
-    low = 0 if column >= 0 else min(length, (-column + step - 1) // step)
-    high = length if column + (length - 1) * step < size else max(low, (size - column + step - 1) // step)
-    if low < high:
-        table[2 * at] = row + (column - lane * step) * stride
-        table[2 * at + 1] = _lane_mask(lane + low, lane + high, g[SPACING])
-        at += 1
-    if g[MODE] != 0:
-        for i in range(length):
-            if i < low or i >= high:
-                cell = _source_index(column + i * step, size, g[MODE])
-                table[2 * at] = row + (cell - (lane + i) * step) * stride
-                table[2 * at + 1] = _lane_mask(lane + i, lane + i + 1, g[SPACING])
-                at += 1
-    return at
+@kernel(forceinline=True)
+def _column_pieces(g, segments, found, shift, pieces, which):  # type: ignore[no-untyped-def]
+    """What the taps of one kernel column read of each segment's row: pieces (vector, segment, offset of lane 0 in the row, mask).
+
+    pieces[which, 0, 0] is their number; those of zero padding have none.
+    """
+    step, size, stride, even, mode = g[STEP + 2], g[SOURCE_SIZE + 2], g[SOURCE_STRIDE + 2], g[SPACING] == EVEN, g[MODE]
+    count = 0
+    for s in range(found):
+        lane, length, column = segments[s, 1], segments[s, 2], segments[s, 5] + shift
+        low = 0 if column >= 0 else min(length, (-column + step - 1) // step)
+        high = length if column + (length - 1) * step < size else max(low, (size - column + step - 1) // step)
+        if low < high:
+            count += 1
+            pieces[which, count, 0], pieces[which, count, 1] = segments[s, 0], s
+            pieces[which, count, 2], pieces[which, count, 3] = (column - lane * step) * stride, _lanes(lane + low, lane + high, even)
+        if mode != 0:
+            for i in range(length):
+                if i < low or i >= high:
+                    cell = _source_index(column + i * step, size, mode)
+                    count += 1
+                    pieces[which, count, 0], pieces[which, count, 1] = segments[s, 0], s
+                    pieces[which, count, 2], pieces[which, count, 3] = (
+                        (cell - (lane + i) * step) * stride,
+                        _lanes(lane + i, lane + i + 1, even),
+                    )
+    pieces[which, 0, 0] = count
 
 
-@kernel()
-def _lane_mask(first, last, spacing):  # type: ignore[no-untyped-def]
-    if spacing == EVEN:
-        return ((1 << 2 * last) - 1) & ~((1 << 2 * first) - 1) & 0x5555555555555555
-    return ((1 << last) - 1) & ~((1 << first) - 1)
+@kernel(forceinline=True)
+def _lanes(first, last, even):  # type: ignore[no-untyped-def]
+    """Mask of the lanes [first, last)."""
+    if even:
+        return ((1 << 2 * last) - (1 << 2 * first)) & 0x5555555555555555
+    return (1 << last) - (1 << first)
 
 
-@kernel()
+@kernel(forceinline=True)
+def _place_rows(g, segments, found, shift_d, shift_h):  # type: ignore[no-untyped-def]
+    """segments[s, 5] = offset of the source row that the taps of one kernel row meet, or NOWHERE."""
+    for s in range(found):
+        d = _source_index(segments[s, 3] + shift_d, g[SOURCE_SIZE], g[MODE])
+        h = _source_index(segments[s, 4] + shift_h, g[SOURCE_SIZE + 1], g[MODE])
+        inside = d != PADDING and h != PADDING
+        segments[s, 5] = d * g[SOURCE_STRIDE] + h * g[SOURCE_STRIDE + 1] if inside else NOWHERE
+
+
+@kernel(forceinline=True)
+def _tap_entries(segments, pieces, which, table, first, slots, fills):  # type: ignore[no-untyped-def]
+    """Entries of one tap; how many of each vector are used.  Pieces at one offset are one entry: rows may follow one another in memory."""
+    for vector in range(TILE_VECTORS):
+        fills[vector] = 0
+    for piece in range(1, pieces[which, 0, 0] + 1):
+        row = segments[pieces[which, piece, 1], 5]
+        if row != NOWHERE:
+            vector, offset = pieces[which, piece, 0], row + pieces[which, piece, 2]
+            at = first + vector * slots + fills[vector]
+            if fills[vector] > 0 and table[at - 1, 0] == offset:
+                table[at - 1, 1] |= pieces[which, piece, 3]
+            else:
+                table[at, 0], table[at, 1] = offset, pieces[which, piece, 3]
+                fills[vector] += 1
+    return _even_out(fills, slots, table, first)
+
+
+@kernel(forceinline=True)
 def _even_out(fills, slots, table, first):  # type: ignore[no-untyped-def]
     """Give every vector the same number of entries, one that has an unrolled loop where there is one: the number."""
-    most = 0
+    most = anchor = 0
     for vector in range(TILE_VECTORS):
         if fills[vector] > most:
             most, anchor = fills[vector], first + vector * slots
@@ -122,38 +162,35 @@ def _even_out(fills, slots, table, first):  # type: ignore[no-untyped-def]
     for vector in range(TILE_VECTORS):
         for slot in range(fills[vector], most):
             at = first + vector * slots + slot
-            table[2 * at], table[2 * at + 1] = table[2 * anchor], 0  # reads nothing, from an address that is somebody's
+            table[at, 0], table[at, 1] = table[anchor, 0], 0  # reads nothing, from an address that is somebody's
     return most
 
 
 # ---- panels ------------------------------------------------------------------------------------------------------------
-@kernel()
-def pack_panel(geometry, table, first_entry, counts, source, channels, panel, position, runs, width):  # type: ignore[no-untyped-def]
-    """Fill panel[position:] with what the tabled taps of ``channels`` channels read: blocks of channels, in them taps, in them channels.
+@kernel(forceinline=True)
+def pack_panel(geometry, table, first_entry, counts, first_count, taps, source, channels, panel, runs):  # type: ignore[no-untyped-def]
+    """Fill a panel with what ``taps`` tabled taps of ``channels`` channels read, tap after tap.
 
-    source : byte address of the first channel; counts : of this panel's taps; width : elements of a row of the panel.
-    Returns the number of runs (first k, number of products) written to ``runs``: one with everything, or more where taps are left
-    out because they read padding alone.
+    source : byte address of the first channel.  Returns the number of runs (first k, number of products) written to ``runs``: one
+    with everything, or more where taps are left out because they read padding alone.
     """
     g = geometry
-    k = found = 0
+    width = TILE_VECTORS * lanes_of(panel)
+    found = position = 0
     going = False
-    for first in range(0, channels, g[CHANNEL_BLOCK]):
-        some = min(g[CHANNEL_BLOCK], channels - first)
-        address = source + first * g[SOURCE_CHANNEL] * panel.itemsize
-        for tap in range(len(counts)):
-            if counts[tap] == 0 and g[SKIPPING]:
-                going = False
-            else:
-                if not going:
-                    runs[2 * found], runs[2 * found + 1] = k, 0
-                    found += 1
-                    going = True
-                runs[2 * found - 1] += some
-                entry = first_entry + tap * TILE_VECTORS * g[SLOTS]
-                copy_tap(g[SPACING], g[LANE_STEP], address, g[SOURCE_CHANNEL], some, table, entry, g[SLOTS], counts[tap], panel, position)
-                position += some * width
-            k += some
+    for tap in range(taps):
+        count = counts[first_count + tap]
+        if count == 0 and g[SKIPPING]:
+            going = False
+            continue
+        if not going:
+            runs[2 * found], runs[2 * found + 1] = tap * channels, 0
+            found += 1
+            going = True
+        runs[2 * found - 1] += channels
+        entry = first_entry + tap * TILE_VECTORS * g[SLOTS]
+        copy_tap(g[SPACING], g[LANE_STEP], source, g[SOURCE_CHANNEL], channels, table, entry, g[SLOTS], count, panel, position)
+        position += channels * width
     return found
 
 
@@ -168,7 +205,7 @@ def copy_tap(  # type: ignore[no-untyped-def]
 
     spacing : UNIT (lane_step 1), EVEN (lane_step 2; lane l has mask bit 2 l) or SPREAD (any lane_step).
     source : int64 byte address of the first channel.
-    table : int64 array of pairs (offset, mask): TILE_VECTORS groups of ``slots`` pairs from pair ``first`` on, of which the first
+    table : int64 array (…, 2) of pairs (offset, mask): TILE_VECTORS groups of ``slots`` pairs from pair ``first`` on, of which the first
         ``count`` hold entries.
     panel : one-dimensional array of the source's dtype.  All other arguments are int64 numbers, steps and offsets in elements.
     """
