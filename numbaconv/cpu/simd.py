@@ -87,6 +87,23 @@ class Vectors:
         """Lanes picked from the concatenation of two vectors."""
         return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes)))
 
+    @property
+    def picks(self) -> bool:
+        """Whether there is :meth:`pick`."""
+        return self.bits * self.lanes == 512
+
+    def pick(self, a: Any, b: Any, pointer: Any, offset: int = 0) -> Any:
+        """Lanes picked from the concatenation of two vectors by the ``lanes`` int32 numbers at ``pointer``, plus ``offset``.
+
+        One instruction of AVX-512, known at run time what :meth:`shuffle` must know before.
+        """
+        narrow = ir.VectorType(I32, self.lanes)
+        numbers = self.builder.load(self.builder.bitcast(pointer, narrow.as_pointer()), align=4)
+        numbers = self.builder.add(numbers, ir.Constant(narrow, [offset] * self.lanes))
+        if self.bits == 64:
+            numbers = self.builder.zext(numbers, self.indices)
+        return self._call(f"llvm.x86.avx512.vpermi2var.p{'s' if self.bits == 32 else 'd'}.512", self.vector, [a, numbers, b])
+
     # ---- memory --------------------------------------------------------------------------------------------------
     def load(self, pointer: Any) -> Any:
         return self.builder.load(self._vector_pointer(pointer), align=self.bytes)
@@ -124,6 +141,10 @@ class Vectors:
     def mask_of(self, bits: Any) -> Any:
         """Mask from the low bits of an LLVM int64: bit l for lane l."""
         return self.builder.bitcast(self.builder.trunc(bits, ir.IntType(self.lanes)), self.mask)
+
+    def bits_of(self, mask: Any) -> Any:
+        """The opposite of :meth:`mask_of`, as an integer of ``lanes`` bits."""
+        return self.builder.bitcast(mask, ir.IntType(self.lanes))
 
     def _vector_pointer(self, pointer: Any) -> Any:
         return self.builder.bitcast(pointer, self.vector.as_pointer())
