@@ -189,7 +189,7 @@ def _input(
     )  # fmt: skip
     _check_shape("grad_output", g, forward.result_shape, len(size) == rank + 2)
     problem = _exact(forward, "input_grad")
-    return execute(problem, choose(problem), g, _conjugate(w), None, out, first="grad_output")
+    return execute(problem, choose(problem), g, w, None, out, gradient=True)
 
 
 def _weight(
@@ -230,7 +230,7 @@ def _transpose_input(
     transposed = transposed_problem(rank, size, w.shape, None, stride, padding, output_padding, groups, dilation, dtype=name_of(w))
     _check_shape("grad_output", g, transposed.result_shape, len(size) == rank + 2)
     problem = replace(transposed, direction="forward")
-    return execute(problem, choose(problem), g, _conjugate(w), None, out, first="grad_output")
+    return execute(problem, choose(problem), g, w, None, out, gradient=True)
 
 
 def _transpose_weight(
@@ -250,7 +250,7 @@ def _transpose_weight(
         rank, x.shape, _size("weight_size", weight_size), None, stride, padding, output_padding, groups, dilation, dtype=name_of(x)
     )  # fmt: skip
     _check_shape("grad_output", g, transposed.result_shape, x.ndim == rank + 2)
-    result = execute_weight_grad(replace(transposed, direction="weight_grad"), g, x, out)
+    result = execute_weight_grad(replace(transposed, direction="weight_grad"), g, x, out, ("grad_output", "input"))
     # The kernel conjugates what the forward convolution reads, which here is the output gradient.
     return np.conjugate(result, out=result) if result.dtype.kind == "c" else result
 
@@ -280,10 +280,6 @@ def _check_shape(name: str, array: AnyArray, batched: tuple[int, ...], is_batche
     expected = batched if is_batched else batched[1:]
     if array.shape != expected:
         raise ValueError(f"{name} must have the convolution's output shape {shown_shape(expected)}, got {shown_shape(array.shape)}")
-
-
-def _conjugate(weight: AnyArray) -> AnyArray:
-    return np.conjugate(weight) if weight.dtype.kind == "c" else weight
 
 
 def _floating(array: AnyArray) -> bool:

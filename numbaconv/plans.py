@@ -40,21 +40,28 @@ def check_arguments(input: Any, weight: Any, bias: Any) -> tuple[AnyArray, AnyAr
 
 
 def execute(
-    problem: Problem, choice: Choice, input: AnyArray, weight: AnyArray, bias: AnyArray | None, out: Any = None, first: str = "input"
+    problem: Problem, choice: Choice, input: AnyArray, weight: AnyArray, bias: AnyArray | None, out: Any = None, gradient: bool = False
 ) -> AnyArray:
-    """Pack and run once; nothing is kept, so that a changed weight is always seen.  ``first`` is the caller's name of ``input``."""
+    """Pack and run once; nothing is kept, so that a changed weight is always seen.
+
+    gradient : an input gradient is asked for: ``input`` is the caller's grad_output, and the weight is conjugated.
+    """
+    first = "grad_output" if gradient else "input"
     arguments = {first: input, "weight": weight} if bias is None else {first: input, "weight": weight, "bias": bias}
     batched = input.ndim == problem.rank + 2
     result = _result(problem.result_shape if batched else problem.result_shape[1:], problem, input, out, arguments, choice.memory)
     if result.size:
-        _run(choice, problem, input, _pack(choice, problem, weight, bias), result)
+        used = np.conjugate(weight) if gradient and weight.dtype.kind == "c" else weight
+        _run(choice, problem, input, _pack(choice, problem, used, bias), result)
     return result
 
 
-def execute_weight_grad(problem: Problem, input: AnyArray, grad_output: AnyArray, out: Any = None) -> AnyArray:
-    """The gradient with respect to the weight; ``input`` is what the forward convolution reads."""
+def execute_weight_grad(
+    problem: Problem, input: AnyArray, grad_output: AnyArray, out: Any = None, names: tuple[str, str] = ("input", "grad_output")
+) -> AnyArray:
+    """The gradient with respect to the weight; ``input`` is what the forward convolution reads, ``names`` the caller's of the two."""
     choice = choose(problem)
-    arguments = {"input": input, "grad_output": grad_output}
+    arguments = dict(zip(names, (input, grad_output)))
     result = _result(problem.result_shape, problem, input, out, arguments, choice.memory)
     if result.size:
         grad = _five(storage_view(native(grad_output)), problem.rank)

@@ -51,7 +51,7 @@ TILE = 512  # columns of a row of the output gradient taken at once
 
 @kernel(fastmath={"contract", "reassoc", "nsz"})  # lanes: the order within a tile is fixed by the tile's length
 def _dot(a, b):  # type: ignore[no-untyped-def]
-    total = a[0] * 0
+    total = a.dtype.type(0)
     for q in range(a.size):
         total += a[q] * np.conj(b[q])
     return total
