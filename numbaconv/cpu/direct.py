@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numba import from_dtype, prange, types
 
-from ..arrays import ELEMENTS, AnyArray
+from ..arrays import ELEMENTS, NARROW_INTEGERS, AnyArray
 from ..choose import Accuracy, Setup
 from ..padding import PADDING
 from ..problem import Problem
@@ -36,6 +36,7 @@ from .rows import (
     GROUPS,
     KERNEL,
     LINE,
+    LINES,
     MODE,
     NOTHING,
     OUT_KIND,
@@ -63,6 +64,8 @@ from .threads import launch, most_threads, next_task
 
 TILE = 512  # result columns of one tile
 BLOCK_BYTES = 16 << 10  # sums of one block of result channels: half of a small L1 cache
+LINES_BYTES = 8 << 10  # gathered rows that wait to be added: a quarter of it
+MOST_ENTRIES = 32
 TASK_PRODUCTS = 1 << 18  # products of one task: long against its scheduling, short against the whole
 NO_PADDING = ((0, 0),) * 3
 NOWHERE = -(1 << 62)  # no padded position
@@ -88,47 +91,43 @@ def _transposed_columns(geometry, start, columns, segments, taps):  # type: igno
 
 
 @kernel(fastmath={"contract"})  # every product is one fused multiply-add, in full vectors and at the edges alike
-def _accumulate(sums, line, weight, base, geometry, channels, columns, taps):  # type: ignore[no-untyped-def]
-    """Add every tap of one source row to the sums (channels, columns); ``weight[base]`` is tap 0 of the block's first channel."""
-    count, results = geometry[KERNEL + 2], geometry[RESULTS]
-    step = geometry[STRIDE + 2] if geometry[TRANSPOSED] else 1
-    k = 0
-    if not geometry[TRANSPOSED]:
-        while k + 3 <= count:  # three taps a pass: the sums are loaded and stored once for three products
-            a, b, c = line[taps[k, 0] :], line[taps[k + 1, 0] :], line[taps[k + 2, 0] :]
-            u, v, w = weight[base + k * results :], weight[base + (k + 1) * results :], weight[base + (k + 2) * results :]
-            r = 0
-            while r + 4 <= channels:
-                s0, s1 = sums[r * columns : (r + 1) * columns], sums[(r + 1) * columns : (r + 2) * columns]
-                s2, s3 = sums[(r + 2) * columns : (r + 3) * columns], sums[(r + 3) * columns : (r + 4) * columns]
-                u0, u1, u2, u3 = u[r], u[r + 1], u[r + 2], u[r + 3]
-                v0, v1, v2, v3 = v[r], v[r + 1], v[r + 2], v[r + 3]
-                w0, w1, w2, w3 = w[r], w[r + 1], w[r + 2], w[r + 3]
-                for q in range(columns):
-                    s0[q] = ((s0[q] + u0 * a[q]) + v0 * b[q]) + w0 * c[q]
-                    s1[q] = ((s1[q] + u1 * a[q]) + v1 * b[q]) + w1 * c[q]
-                    s2[q] = ((s2[q] + u2 * a[q]) + v2 * b[q]) + w2 * c[q]
-                    s3[q] = ((s3[q] + u3 * a[q]) + v3 * b[q]) + w3 * c[q]
-                r += 4
-            while r < channels:
-                s0 = sums[r * columns : (r + 1) * columns]
-                u0, v0, w0 = u[r], v[r], w[r]
-                for q in range(columns):
-                    s0[q] = ((s0[q] + u0 * a[q]) + v0 * b[q]) + w0 * c[q]
-                r += 1
-            k += 3
-    while k < count:
-        a, u = line[taps[k, 0] :], weight[base + k * results :]
+def _accumulate(sums, lines, weight, entries, count, channels, columns, step):  # type: ignore[no-untyped-def]
+    """Add ``weight * line`` to the sums (channels, columns) for each of ``count`` entries, in their order.
+
+    entries[i] = weight of the block's first channel, place in ``lines``, first column, columns; every ``step``-th column is added to.
+    With step 0 all entries cover the whole row, and four are added in one pass: the sums are loaded and stored once for them.
+    """
+    i = 0
+    while step == 0 and i + 4 <= count:
+        a, b, c, d = lines[entries[i, 1] :], lines[entries[i + 1, 1] :], lines[entries[i + 2, 1] :], lines[entries[i + 3, 1] :]
+        u, v = weight[entries[i, 0] : entries[i, 0] + channels], weight[entries[i + 1, 0] : entries[i + 1, 0] + channels]
+        w, x = weight[entries[i + 2, 0] : entries[i + 2, 0] + channels], weight[entries[i + 3, 0] : entries[i + 3, 0] + channels]
+        r = 0
+        while r + 2 <= channels:
+            s, t = sums[r * columns : (r + 1) * columns], sums[(r + 1) * columns : (r + 2) * columns]
+            u0, v0, w0, x0, u1, v1, w1, x1 = u[r], v[r], w[r], x[r], u[r + 1], v[r + 1], w[r + 1], x[r + 1]
+            for q in range(columns):
+                s[q] = (((s[q] + u0 * a[q]) + v0 * b[q]) + w0 * c[q]) + x0 * d[q]
+                t[q] = (((t[q] + u1 * a[q]) + v1 * b[q]) + w1 * c[q]) + x1 * d[q]
+            r += 2
+        while r < channels:
+            s = sums[r * columns : (r + 1) * columns]
+            u0, v0, w0, x0 = u[r], v[r], w[r], x[r]
+            for q in range(columns):
+                s[q] = (((s[q] + u0 * a[q]) + v0 * b[q]) + w0 * c[q]) + x0 * d[q]
+            r += 1
+        i += 4
+    while i < count:
+        a, u = lines[entries[i, 1] :], weight[entries[i, 0] : entries[i, 0] + channels]
         for r in range(channels):
-            target = sums[r * columns + taps[k, 1] : (r + 1) * columns]
-            u0 = u[r]
-            if step == 1:
-                for q in range(taps[k, 2]):
-                    target[q] += u0 * a[q]
+            s, u0 = sums[r * columns + entries[i, 2] : (r + 1) * columns], u[r]
+            if step <= 1:
+                for q in range(entries[i, 3]):
+                    s[q] += u0 * a[q]
             else:
-                for q in range(taps[k, 2]):
-                    target[q * step] += u0 * a[q]
-        k += 1
+                for q in range(entries[i, 3]):
+                    s[q * step] += u0 * a[q]
+        i += 1
 
 
 @kernel()
@@ -174,12 +173,14 @@ def _copy(geometry, axis, position, i):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _add_rows(source, plane, weight, tap, geometry, d, h, tile, segments, taps, line, sums, channels):  # type: ignore[no-untyped-def]
-    """Add what one source channel gives to the (padded) result row (d, h): its first cell is at ``plane``, its weights at ``tap``.
+def _add_rows(source, plane, weight, tap, geometry, d, h, tile, segments, taps, lines, entries, pending, sums, channels):  # type: ignore[no-untyped-def]
+    """Gather what one source channel gives to the (padded) result row (d, h): its first cell is at ``plane``, its weights at ``tap``.
 
-    tile = first column, columns, columns that a full tile would have more.
+    tile = first column, columns, columns that a full tile would have more.  ``pending`` counts the entries gathered and not yet added;
+    they are added when the lines are full.  Returns the new count.
     """
-    kh, kw, results = geometry[KERNEL + 1], geometry[KERNEL + 2], geometry[RESULTS]
+    kh, kw, results, length = geometry[KERNEL + 1], geometry[KERNEL + 2], geometry[RESULTS], geometry[LINE]
+    step = geometry[STRIDE + 2] if geometry[TRANSPOSED] else 0
     for i in range(geometry[KERNEL]):
         sd = meets(geometry, 0, d, i)
         for j in range(kh):
@@ -187,19 +188,28 @@ def _add_rows(source, plane, weight, tap, geometry, d, h, tile, segments, taps, 
             missing = sd == PADDING or sh == PADDING
             if sd == NOTHING or sh == NOTHING or (missing and geometry[FINITE]):
                 continue
+            if pending + kw > entries.shape[0]:
+                _accumulate(sums, lines, weight, entries, pending, channels, tile[1], step)
+                pending = 0
+            start = pending // kw * length
             base = plane + sd * geometry[SOURCE_STEP + 2] + sh * geometry[SOURCE_STEP + 3]
-            gather(source, base, geometry, tile[0], tile[2], segments, missing, line)
-            _accumulate(sums, line, weight, tap + (i * kh + j) * kw * results, geometry, channels, tile[1], taps)
+            gather(source, base, geometry, tile[0], tile[2], segments, missing, lines[start : start + length])
+            for k in range(kw):
+                entries[pending, 0], entries[pending, 1] = tap + ((i * kh + j) * kw + k) * results, start + taps[k, 0]
+                entries[pending, 2], entries[pending, 3] = taps[k, 1], taps[k, 2]
+                pending += 1
+    return pending
 
 
 @kernel()
-def _row_sums(source, image, weight, bias, geometry, d, h, group, r0, channels, tile, segments, taps, line, sums):  # type: ignore[no-untyped-def]
+def _row_sums(source, image, weight, bias, geometry, d, h, group, r0, channels, tile, segments, taps, lines, entries, sums):  # type: ignore[no-untyped-def]
     """The sums (channels, columns) of one result row for the channels r0, r0 + 1, ... of a group; ``image`` is where its image starts."""
     sources, results = geometry[SOURCES], geometry[RESULTS]
     each = geometry[KERNEL] * geometry[KERNEL + 1] * geometry[KERNEL + 2] * results  # weights of one source channel
     for r in range(channels):
         row = sums[r * tile[1] : (r + 1) * tile[1]]
         row[:] = 0 if geometry[FOLDS] else bias[group * results + r0 + r]
+    pending = 0
     for c in range(group * sources, (group + 1) * sources):
         plane = image + c * geometry[SOURCE_STEP + 1]
         for i in range(_copies(geometry, 0)):
@@ -207,7 +217,12 @@ def _row_sums(source, image, weight, bias, geometry, d, h, group, r0, channels, 
             for j in range(_copies(geometry, 1)):
                 ph = _copy(geometry, 1, h, j)
                 if pd != NOWHERE and ph != NOWHERE:
-                    _add_rows(source, plane, weight, c * each + r0, geometry, pd, ph, tile, segments, taps, line, sums, channels)
+                    pending = _add_rows(
+                        source, plane, weight, c * each + r0, geometry, pd, ph, tile, segments, taps, lines, entries, pending, sums,
+                        channels,
+                    )  # fmt: skip
+    step = geometry[STRIDE + 2] if geometry[TRANSPOSED] else 0
+    _accumulate(sums, lines, weight, entries, pending, channels, tile[1], step)
 
 
 @kernel()
@@ -216,8 +231,8 @@ def convolve_rows(source, weight, bias, result, geometry, segments, taps, tasks,
     rows, height, width = geometry[RESULT] * geometry[RESULT + 1], geometry[RESULT + 1], geometry[WIDTH]
     results, block, most = geometry[RESULTS], geometry[BLOCK], geometry[COLUMNS]
     runs, tiles, blocks = -(-rows // geometry[ROWS]), -(-width // most), -(-results // block)
-    line, sums = np.empty(geometry[LINE], weight.dtype), np.empty(block * most, weight.dtype)
-    segments, taps = segments.copy(), taps.copy()
+    lines, sums = np.empty(geometry[LINES] * geometry[LINE], weight.dtype), np.empty(block * most, weight.dtype)
+    segments, taps, entries = segments.copy(), taps.copy(), np.empty((geometry[LINES] * geometry[KERNEL + 2], 4), np.int64)
     while True:
         task = next_task(counter)
         if task >= tasks:
@@ -234,7 +249,7 @@ def convolve_rows(source, weight, bias, result, geometry, segments, taps, tasks,
         image = geometry[SOURCE_BASE] + n * geometry[SOURCE_STEP]
         for row in range(run * geometry[ROWS], min((run + 1) * geometry[ROWS], rows)):
             d, h = row // height, row % height
-            _row_sums(source, image, weight, bias, geometry, d, h, group, r0, channels, tile, segments, taps, line, sums)
+            _row_sums(source, image, weight, bias, geometry, d, h, group, r0, channels, tile, segments, taps, lines, entries, sums)
             place = geometry[RESULT_BASE] + n * geometry[RESULT_STEP] + (group * results + r0) * geometry[RESULT_STEP + 1]
             place += d * geometry[RESULT_STEP + 2] + h * geometry[RESULT_STEP + 3] + start * geometry[RESULT_STEP + 4]
             _store(result, place, geometry, sums, channels, columns)
@@ -290,28 +305,37 @@ class DirectSetup:
         tile = width if folds else min(width, TILE)
         segments, taps = forward_columns(p, tile)
         per_group = p.result_channels // p.groups
-        block = max(1, min(per_group, BLOCK_BYTES // (tile * ELEMENTS[p.dtype].accumulator.itemsize)))
+        block = max(1, min(per_group, BLOCK_BYTES // (tile * self._accumulator.itemsize)))
         row_products = p.taps * (p.source_channels // p.groups) * block * tile
         geometry[FOLDS], geometry[WIDTH], geometry[COLUMNS], geometry[BLOCK] = folds, width, tile, block
         geometry[ROWS] = max(1, min(p.result_size[0] * p.result_size[1], TASK_PRODUCTS // max(1, row_products)))
         geometry[LINE] = segments[-1, 1] + segments[-1, 2]
+        fitting = LINES_BYTES // max(1, int(geometry[LINE]) * self._accumulator.itemsize)
+        geometry[LINES] = max(1, min(fitting, -(-MOST_ENTRIES // p.kernel[2])))
         return geometry, segments, taps
+
+    @property
+    def _accumulator(self) -> np.dtype[Any]:
+        # Sums of narrow integers that are truncated in the end are exact in 16 bits already, at twice the rate.
+        p = self.problem
+        return np.dtype(np.int16) if p.out_dtype in NARROW_INTEGERS else ELEMENTS[p.dtype].accumulator
 
     @functools.cached_property
     def workspace(self) -> int:
         geometry, segments, taps = self._tables
-        elements = int(geometry[LINE] + geometry[BLOCK] * geometry[COLUMNS])
-        each = elements * ELEMENTS[self.problem.dtype].accumulator.itemsize + segments.nbytes + taps.nbytes
+        elements = int(geometry[LINES] * geometry[LINE] + geometry[BLOCK] * geometry[COLUMNS])
+        entries = int(geometry[LINES]) * len(taps) * 4 * 8
+        each = elements * self._accumulator.itemsize + entries + segments.nbytes + taps.nbytes
         return most_threads() * each + geometry.nbytes
 
     @property
     def packed_bytes(self) -> int:
         p = self.problem
-        return (math.prod(p.weight_shape) + p.result_channels) * ELEMENTS[p.dtype].accumulator.itemsize + 1
+        return (math.prod(p.weight_shape) + p.result_channels) * self._accumulator.itemsize + 1
 
     def pack(self, weight: AnyArray, bias: AnyArray | None) -> tuple[AnyArray, ...]:
         p = self.problem
-        accumulator = ELEMENTS[p.dtype].accumulator
+        accumulator = self._accumulator
         split = weight.reshape(p.groups, p.out_per_group, p.in_per_group, p.taps)
         order = (0, 1, 3, 2) if p.transposed else (0, 2, 3, 1)  # group, source channel, tap, result channel
         packed = np.array(split.transpose(order), accumulator, order="C").reshape(-1)
