@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -24,14 +25,23 @@ def python() -> Python:
 
     def run(code: str, *, timeout: float = 240, **environment: str) -> str:
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        done = subprocess.run(
+        process = subprocess.Popen(
             [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
             env=os.environ | {"PYTHONPATH": path} | environment,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=timeout,
+            start_new_session=True,
         )
-        assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            if hasattr(os, "killpg"):
+                os.killpg(process.pid, signal.SIGKILL)  # its children too
+            process.kill()
+            out, err = process.communicate()
+            pytest.fail(f"not done after {timeout} s\n{out}\n{err}")
+        assert process.returncode == 0, f"exit status {process.returncode}\n{out}\n{err}"
+        return out
 
     return run
