@@ -182,6 +182,8 @@ class ImplicitGemm:
             return "it is made of LLVM intrinsics, which need the compiler (NUMBA_DISABLE_JIT is set)"
         if problem.direction == "weight_grad":
             return "it computes results and gradients of the input, not of the weight"
+        if problem.transposed and problem.padding_mode != "zeros":
+            return f"gradients of {problem.padding_mode} padding fold back onto the cells that were copied"
         if problem.source_channels == 0:
             return "there are no channels to sum over"
         if problem.transposed and math.prod(min(s, i) for s, i in zip(problem.stride, problem.in_size)) > MOST_PARTS:
