@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,19 @@ def transposed_loops(p: Problem, x: np.ndarray, w: np.ndarray, b: np.ndarray | N
     return y
 
 
+def weight_loops(p: Problem, x: np.ndarray, g: np.ndarray) -> np.ndarray:
+    """Every output cell adds g * conj(padded input) to the weights that it was computed with."""
+    first = 3 - p.rank
+    padded = np.pad(x, [(0, 0), (0, 0), *p.padding[first:]], NUMPY_PAD[p.padding_mode]).conj()
+    dw = np.zeros(p.weight_shape, x.dtype)
+    for n, o, *at in np.ndindex(*g.shape):
+        group = o // p.out_per_group
+        for c, *k in np.ndindex(p.in_per_group, *p.kernel[first:]):
+            cell = [i * s + tap * d for i, s, tap, d in zip(at, p.stride[first:], k, p.dilation[first:])]
+            dw[(o, c, *k)] += g[(n, o, *at)] * padded[(n, group * p.in_per_group + c, *cell)]
+    return dw
+
+
 TYPES = ("f64", "c128", "s64")
 FORWARD = [
     *(case("fwd", (7,), (3,), s=2, p=((2, 1),), d=2, b=1, mb=2, t=t) for t in TYPES),
@@ -87,6 +101,15 @@ def test_transposed_is_the_formula(text: str) -> None:
         assert_same(reference.convolve(p, *arrays), transposed_loops(p, *arrays))
 
 
+@pytest.mark.parametrize("text", [text for text in FORWARD if "ic0" not in text])
+def test_weight_gradient_is_the_formula(text: str) -> None:
+    p = Problem.parse(text.replace("_fwd_", "_wgrad_").replace("_b1", "_b0"))
+    x = integer_arrays(p)[0]
+    g = integer_arrays(replace(p, direction="input_grad"))[0]
+    with np.errstate(over="ignore"):
+        assert_same(reference.weight_grad(p, x, g), weight_loops(p, x, g))
+
+
 @pytest.mark.parametrize("text", [FORWARD[0], TRANSPOSED[0]])
 def test_infinite_weights(text: str) -> None:
     p = Problem.parse(text)
@@ -101,14 +124,10 @@ def test_infinite_weights(text: str) -> None:
 def test_the_transposed_is_the_adjoint_of_the_forward(text: str) -> None:
     """<conv(x), g> = <x, conv_transpose(g)> for the same weight: the two directions of one description."""
     p = Problem.parse(text)
-    forward, transposed = (Problem(**{**vars_of(p), "direction": d, "bias": False}) for d in ("forward", "input_grad"))
+    forward, transposed = (replace(p, direction=direction, bias=False) for direction in ("forward", "input_grad"))
     x, w, _ = integer_arrays(forward)
     g = integer_arrays(transposed)[0]
     assert np.vdot(reference.convolve(forward, x, w), g) == np.vdot(x, reference.convolve(transposed, g, w))
-
-
-def vars_of(p: Problem) -> dict[str, Any]:
-    return {name: getattr(p, name) for name in Problem.__dataclass_fields__}
 
 
 # ---- torch's recorded outcomes ---------------------------------------------------------------------------------------
