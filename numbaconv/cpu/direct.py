@@ -352,7 +352,7 @@ class DirectSetup:
         launch(convolve_rows, convolve_rows_team, arguments, tasks, seconds)
 
     @functools.cached_property
-    def _layouts(self) -> Layouts:
+    def _layouts(self) -> Layouts[AnyArray]:
         def place(source: AnyArray, result: AnyArray, finite: bool) -> AnyArray:
             geometry = self._tables[0].copy()
             geometry[SOURCE_BASE : SOURCE_STEP + 5], geometry[RESULT_BASE : RESULT_STEP + 5] = (

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -31,6 +31,7 @@ from .axes import Line, Part, axis_parts, is_contiguous, merged, pixel_count, ta
 from .compile import kernel
 from .direct import Direct
 from .gemm import TILE_ROWS, TILE_VECTORS, multiply_tile
+from .layouts import Layouts
 from .pack import fill_table, pack_panel
 from .simd import lanes_of, load_element, store_element
 from .target import target
@@ -215,7 +216,6 @@ class ImplicitGemmSetup:
     """
 
     problem: Problem
-    _layouts: dict[object, list[Placed]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     # ---- what depends on the problem alone -----------------------------------------------------------------------
     @cached_property
@@ -311,7 +311,7 @@ class ImplicitGemmSetup:
             return
         seconds = self.seconds * source.shape[0] / len(self.parts)
         threads = team_size(seconds)
-        for placed in self._placed(source.shape[0], source.strides, result.strides):
+        for placed in self._layouts(source, result):
             g = placed.geometry.copy()
             g[SOURCE], g[RESULT], g[pack.SKIPPING] = _address(source), _address(result) + placed.first, finite[0]
             blocks = int(g[TASKS])
@@ -319,16 +319,14 @@ class ImplicitGemmSetup:
             g[TASKS] = blocks * g[SPLITS]
             launch(_worker, _team, (g, placed.shifts, weight, bias), int(g[TASKS]), seconds)
 
-    def _placed(self, batch: int, source: tuple[int, ...], result: tuple[int, ...]) -> list[Placed]:
-        """Every part for arrays of these strides (bytes); the last few layouts are kept."""
-        key = batch, source, result
-        placed = self._layouts.get(key)
-        if placed is None:
-            placed = [self._place(part, start, batch, source, result) for part, start in zip(self.parts, self.weight_starts)]
-            if len(self._layouts) >= 8:
-                self._layouts.clear()
-            self._layouts[key] = placed
-        return placed
+    @cached_property
+    def _layouts(self) -> Layouts[list[Placed]]:
+        def place(source: AnyArray, result: AnyArray) -> list[Placed]:
+            return [
+                self._place(part, start, len(source), source.strides, result.strides) for part, start in zip(self.parts, self.weight_starts)
+            ]
+
+        return Layouts(place)
 
     def _place(self, part: Part, start: int, batch: int, source: tuple[int, ...], result: tuple[int, ...]) -> Placed:
         p, g, item = self.problem, np.zeros(FIELDS, np.int64), np.dtype(self.problem.dtype).itemsize

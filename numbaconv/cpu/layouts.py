@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..arrays import AnyArray
 
 MOST_LAYOUTS = 64
+
+Geometry = TypeVar("Geometry")
 
 
 def memory_of(array: AnyArray) -> AnyArray:
@@ -34,18 +35,18 @@ def place_and_steps(array: AnyArray) -> list[int]:
     return [sum((1 - n) * step for n, step in zip(array.shape, steps) if step < 0 < n), *steps]
 
 
-class Layouts:
+class Layouts(Generic[Geometry]):
     """The geometries that ``make(source, result, *more)`` worked out, remembered by the layouts of the two arrays (and ``more``).
 
     Working one out in Python takes longer than a small convolution.  The least recently made is not tracked: a full memory
     starts afresh.
     """
 
-    def __init__(self, make: Callable[..., NDArray[np.int64]]) -> None:
+    def __init__(self, make: Callable[..., Geometry]) -> None:
         self._make = make
-        self._known: dict[Any, NDArray[np.int64]] = {}
+        self._known: dict[Any, Geometry] = {}
 
-    def __call__(self, source: AnyArray, result: AnyArray, *more: Any) -> NDArray[np.int64]:
+    def __call__(self, source: AnyArray, result: AnyArray, *more: Any) -> Geometry:
         key = (source.shape, source.strides, result.strides, *more)
         geometry = self._known.get(key)
         if geometry is None:

@@ -1,0 +1,253 @@
+"""Implicit GEMM where its blocks end: K blocks, panels, tiles, tasks; every way of packing; bits that nothing else may change.
+
+The table of all algorithms (test_cases.py) holds small problems; those here are just large enough to have several blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from numbaconv import Problem, reference
+from numbaconv.cpu import threads
+from numbaconv.cpu.axes import UNIT_LINE, Line, merged
+from numbaconv.cpu.gemm import TILE_ROWS, TILE_VECTORS
+from numbaconv.cpu.implicit_gemm import DEPTH, MOST_PARTS, ImplicitGemm, ImplicitGemmSetup, blocking
+from numbaconv.cpu.target import Target, _from_features, target
+
+from ..cases import call, case, integer_arrays, normal_arrays
+from ..checks import always_parallel, assert_same, check_exact
+from ..layouts import channels_last, read_only, repeated, with_axes_in_order, with_steps
+
+WIDTH = TILE_VECTORS * target().lanes("float32")
+
+BLOCKS = [
+    # K: one block exactly, one product more, uneven blocks, a block of each channel, a kernel that is several blocks
+    case("fwd", (40,), (1,), ic=DEPTH, oc=TILE_ROWS + 1),
+    case("fwd", (40,), (1,), ic=DEPTH + 1, oc=TILE_ROWS + 1, b=1),
+    case("fwd", (9, 10), (3, 3), ic=61, oc=9, p=1, b=1),
+    case("fwd", (6, 7, 9), (3, 3, 3), ic=29, oc=5, p=1, t="f64"),
+    case("fwd", (17, 18), (13, 12), ic=3, oc=2, p=4),
+    case("fwd", (40, 45), (31, 29), ic=2, oc=3, p=((3, 5), (6, 6)), b=1),
+    case("fwd", (700,), (2 * DEPTH + 5,), ic=2, oc=2, p=30, t="f64"),
+    # pixels: one vector and one more, one panel and one more, several tasks and one pixel more
+    *(case("fwd", (n,), (3,), ic=3, oc=TILE_ROWS, p=1) for n in (WIDTH // TILE_VECTORS + 1, WIDTH, WIDTH + 1, 8 * WIDTH, 16 * WIDTH + 1)),
+    case("fwd", (3, 1, 300), (2, 1, 5), ic=3, oc=17, mb=2, g=1, p=(1, 0, 2)),
+    # taps that read padding alone are left out, in runs
+    case("fwd", (33, 35), (3, 3), ic=25, oc=9, p=12, d=12, b=1),
+    case("fwd", (5, 6), (5, 5), ic=9, oc=4, p=9, d=3),
+    # groups, batches, few and many filters
+    case("fwd", (20, 30), (3, 3), ic=6, oc=3 * 11, g=3, mb=3, p=1),
+    case("fwd", (4, 3), (1, 1), ic=70, oc=130, mb=5, t="f64"),
+    # transposed: every remainder of the stride has its own taps, some none
+    case("igrad", (9, 11), (3, 3), ic=4, oc=70, s=2, p=1, op=1, b=1),
+    case("igrad", (4, 5, 6), (2, 3, 4), ic=6, oc=50, s=(1, 2, 3), d=(1, 2, 1), p=(0, 1, 2), t="f64"),
+    case("igrad", (5, 20), (3, 3), ic=3, oc=20, s=(4, 1), mb=2, b=1),
+]
+
+SPACINGS = [
+    case("fwd", size, kernel, ic=5, oc=6, s=s, d=d, p=p, mode=mode, b=1)
+    for size, kernel, d, p in (((9, 37), (3, 4), 1, (1, (2, 1))), ((6, 5), (2, 3), (1, 2), (1, 2)))
+    for s in (1, (1, 2), (2, 3))
+    for mode in ("zeros", "reflect", "replicate", "circular")
+]
+
+
+@pytest.mark.parametrize("text", BLOCKS + SPACINGS)
+def test_exact(text: str) -> None:
+    check_exact(Problem.parse(text), "implicit_gemm")
+
+
+@pytest.mark.parametrize("size, kernel", [((40, 1), (1, 1)), ((40, 1), (3, 1)), ((40, 2), (3, 1)), ((6, 7, 1), (2, 3, 2))])
+def test_narrow_images(size: tuple[int, ...], kernel: tuple[int, ...]) -> None:
+    """Every lane or two is a row of its own: up to as many entries a vector as it has lanes."""
+    check_exact(Problem.parse(case("fwd", size, kernel, ic=3, oc=4, p=1)), "implicit_gemm")
+
+
+# ---- layouts -----------------------------------------------------------------------------------------------------------
+LAYOUTS = {
+    "channels last": channels_last,
+    "Fortran order": lambda a: with_axes_in_order(a, range(a.ndim)[::-1]),
+    "every second column": lambda a: with_steps(a, (1, 1, 1, 2)),
+    "every third column backwards": lambda a: with_steps(a, (1, 2, -1, -3)),
+    "images backwards": lambda a: with_steps(a, (-1, -1, 3, 1)),
+    "read-only": read_only,
+}
+STRIDED = [case("fwd", (10, 51), (3, 3), mb=2, ic=25, oc=11, s=s, p=1, b=1) for s in (1, 2)]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("text", STRIDED)
+def test_layouts_of_the_input_do_not_change_a_bit(text: str, layout: str) -> None:
+    p = Problem.parse(text)
+    x, w, b = normal_arrays(p)
+    expected = call(p, x, w, b, algorithm="implicit_gemm")
+    assert call(p, LAYOUTS[layout](x), LAYOUTS[layout](w), b, algorithm="implicit_gemm").tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "read-only"])
+@pytest.mark.parametrize("text", [*STRIDED, case("igrad", (5, 26), (3, 3), mb=2, ic=25, oc=31, s=2, p=1)])
+def test_layouts_of_the_result_do_not_change_a_bit(text: str, layout: str) -> None:
+    p = Problem.parse(text)
+    x, w, b = normal_arrays(p)
+    expected = call(p, x, w, b, algorithm="implicit_gemm")
+    out = LAYOUTS[layout](np.full_like(expected, np.nan))
+    untouched = around(out).copy()
+    call(p, x, w, b, algorithm="implicit_gemm", out=out)
+    assert out.tobytes() == expected.tobytes()
+    out[...] = np.nan
+    assert around(out).tobytes() == untouched.tobytes(), "cells between those of out were written"
+
+
+def around(view: np.ndarray) -> np.ndarray:
+    """The whole memory that a view was made of, as bytes."""
+    while view.base is not None:
+        view = view.base
+    return np.lib.stride_tricks.as_strided(view, (view.size,), (view.itemsize,)).view(np.uint8)
+
+
+def test_strides_of_zero() -> None:
+    p = Problem.parse(case("fwd", (6, 20), (3, 3), mb=3, ic=4, oc=5, p=1))
+    x, w, b = integer_arrays(p)
+    for axes in ((0,), (1,), (2, 3), (0, 1, 2, 3)):
+        same = repeated(x, axes)
+        assert_same(call(p, same, w, b, algorithm="implicit_gemm"), reference.convolve(p, same, w, b))
+
+
+# ---- bits --------------------------------------------------------------------------------------------------------------
+BITS = [
+    case("fwd", (12, 31), (3, 3), mb=5, ic=30, oc=20, p=1, b=1),
+    case("fwd", (12, 31), (3, 3), mb=5, ic=60, oc=20, g=2, p=2, d=2, s=2),
+    case("igrad", (6, 31), (3, 3), mb=5, ic=20, oc=60, s=2, b=1, t="f64"),
+]
+
+
+@pytest.mark.parametrize("text", BITS)
+def test_bits_do_not_depend_on_the_batch_or_the_threads(text: str) -> None:
+    p = Problem.parse(text)
+    x, w, b = normal_arrays(p)
+    together = call(p, x, w, b, algorithm="implicit_gemm")
+    alone = [call(replace(p, batch=1), x[i : i + 1], w, b, algorithm="implicit_gemm") for i in range(p.batch)]
+    assert together.tobytes() == np.concatenate(alone).tobytes()
+    with always_parallel():
+        assert together.tobytes() == call(p, x, w, b, algorithm="implicit_gemm").tobytes()
+
+
+@pytest.mark.parametrize("dilation", [1, 5])
+def test_bits_do_not_depend_on_the_place_of_a_block(dilation: int) -> None:
+    """A crop computed alone, with its halo, has the bits of the whole: also where the whole leaves taps out."""
+    p = Problem.parse(case("fwd", (30, 40), (3, 3), ic=25, oc=9, p=dilation, d=dilation))
+    x, w, b = normal_arrays(p)
+    whole = call(p, x, w, b, algorithm="implicit_gemm")
+    crop = Problem.parse(case("fwd", (9 + 2 * dilation, 11 + 2 * dilation), (3, 3), ic=25, oc=9, d=dilation))
+    padded = np.pad(x, ((0, 0), (0, 0), (dilation, dilation), (dilation, dilation)))
+    for row, column in ((0, 0), (3, 5), (21, 29), (10, 7)):
+        block = padded[:, :, row : row + 9 + 2 * dilation, column : column + 11 + 2 * dilation]
+        part = call(crop, block, w, b, algorithm="implicit_gemm")
+        np.testing.assert_array_equal(part, whole[:, :, row : row + 9, column : column + 11])
+
+
+def test_one_infinite_weight_shows_at_the_border_alone() -> None:
+    p = Problem.parse(case("fwd", (30, 60), (3, 3), ic=30, oc=9, p=12, d=12))
+    x, w, _ = integer_arrays(p)
+    x, w[4, 7, 0, 1] = np.abs(x) + 1, np.inf
+    y = call(p, x, w, None, algorithm="implicit_gemm")
+    assert np.isnan(y[0, 4, :12]).all() and np.isposinf(y[0, 4, 12:]).all()
+    assert np.isfinite(np.delete(y, 4, axis=1)).all()
+
+
+# ---- what it says about itself -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("text", [*BLOCKS[:7], *SPACINGS[:3], BLOCKS[-1]])
+def test_sizes_are_as_stated(text: str) -> None:
+    p = Problem.parse(text)
+    _, w, b = integer_arrays(p)
+    axes = (slice(None), slice(None)) + (None,) * (3 - p.rank)
+    setup = ImplicitGemm().setup(p)
+    assert sum(part.nbytes for part in setup.pack(w[axes], b)) == setup.packed_bytes
+    result = p.result_channels * int(np.prod(p.result_size)) * np.dtype(p.dtype).itemsize
+    assert 0 < setup.workspace < threads.most_threads() * (4 << 20) + result
+
+
+def test_workspace_does_not_grow_with_the_image() -> None:
+    small, large = (ImplicitGemmSetup(Problem.parse(case("fwd", (n, n, n), (3, 3, 3), ic=32, oc=64, p=1))) for n in (64, 2048))
+    assert large.workspace == small.workspace
+
+
+@pytest.mark.parametrize("channels, kernel", [(1, 1), (64, 1), (1000, 1), (64, 9), (32, 27), (5, 343), (3, 1000), (7, 0)])
+def test_blocking_covers_everything(channels: int, kernel: int) -> None:
+    at_once, taps = blocking(channels, kernel)
+    assert 1 <= at_once <= channels and 1 <= taps <= max(kernel, 1) and at_once * taps <= DEPTH
+    assert taps == max(kernel, 1) or at_once == 1, "the packed weight runs through all taps of a block of channels"
+
+
+REASONS = {
+    case("fwd", (9,), (3,), t="f16"): "float16",
+    case("fwd", (9,), (3,), t="s32"): "int32",
+    case("igrad", (9,), (3,), t="c64"): "complex64",
+    case("igrad", (20, 20), (3, 3), s=MOST_PARTS): "convolutions",
+}
+
+
+@pytest.mark.parametrize("text", REASONS)
+def test_declines_with_a_reason(text: str) -> None:
+    reason = ImplicitGemm().supports(Problem.parse(text))
+    assert reason is not None and REASONS[text] in reason
+
+
+def test_declines_without_the_compiler_and_without_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = Problem.parse(case("fwd", (9,), (3,)))
+    assert ImplicitGemm().supports(p) is None
+    assert "channels" in str(ImplicitGemm().supports(replace(p, in_channels=0)))
+    assert "weight" in str(ImplicitGemm().supports(replace(p, direction="weight_grad")))
+    monkeypatch.setattr("numba.core.config.DISABLE_JIT", True)
+    assert "NUMBA_DISABLE_JIT" in str(ImplicitGemm().supports(p))
+
+
+# ---- parts -------------------------------------------------------------------------------------------------------------
+def test_axes_are_merged_where_memory_allows() -> None:
+    d, h, w = Line(2, 60, 2, 60, 1, (0,)), Line(5, 12, 5, 12, 1, (0,)), Line(12, 1, 12, 1, 1, (0,))
+    assert merged([d, h, w]) == [UNIT_LINE, UNIT_LINE, Line(120, 1, 120, 1, 1, (0,))]
+    three = w._replace(shifts=(-1, 0, 1))
+    assert merged([d, h, three]) == [UNIT_LINE, Line(10, 12, 10, 12, 1, (0,)), three]
+    assert merged([d, h._replace(result_stride=13), w]) == [d, h._replace(result_stride=13), w]
+    assert merged([d, h, w._replace(step=2)])[1:] == [Line(10, 12, 10, 12, 1, (0,)), w._replace(step=2)]
+    column = Line(1, 7, 1, 9, 1, (0,))
+    assert merged([d, three, column]) == [UNIT_LINE, d, three]
+
+
+def test_targets() -> None:
+    avx512 = frozenset({"avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"})
+    assert _from_features(avx512, "x86_64") == Target(vector_bytes=64, registers=32, fma=True)
+    assert _from_features(frozenset({"avx2", "fma"}), "x86_64") == Target(vector_bytes=32, registers=16, fma=True)
+    assert _from_features(frozenset({"sse4.2"}), "x86_64") == Target(vector_bytes=16, registers=16, fma=False)
+    assert _from_features(frozenset({"neon"}), "aarch64") == Target(vector_bytes=16, registers=32, fma=True)
+    for found in (avx512, frozenset({"avx2"}), frozenset()):
+        t = _from_features(found, "x86_64")
+        assert t.tile_rows * t.tile_vectors + t.tile_vectors + 1 <= t.registers
+
+
+@pytest.mark.parametrize("features", ["+avx2,+fma", "+sse4.2"])
+def test_other_instruction_sets(python, tmp_path, features: str) -> None:  # type: ignore[no-untyped-def]
+    """The same code with other vectors and tiles, on a processor that has them."""
+    if not {name[1:] for name in features.split(",")} <= host_features():
+        pytest.skip(f"this processor lacks one of {features}")
+    python("""
+        from numbaconv import Problem
+        from tests.cases import case
+        from tests.checks import check_exact
+        for problem in (
+            case("fwd", (5, 21), (3, 3), ic=23, oc=9, p=1, b=1),
+            case("fwd", (5, 21), (3, 3), ic=3, oc=4, p=1, s=2, mode="reflect"),
+            case("fwd", (9, 13), (2, 3), ic=3, oc=7, s=3, p=1),
+            case("igrad", (5, 6), (3, 3), ic=3, oc=9, s=2, op=1),
+        ):
+            check_exact(Problem.parse(problem), "implicit_gemm")
+    """, NUMBA_CPU_FEATURES=features, NUMBA_CACHE_DIR=str(tmp_path))  # fmt: skip
+
+
+def host_features() -> set[str]:
+    from llvmlite import binding
+
+    return {name for name, there in binding.get_host_cpu_features().items() if there}
