@@ -2,8 +2,8 @@
 
 Constructor arguments, repr, attributes, initialisation and state-dict keys are torch's; beyond them, ``rng`` draws the weights and
 ``padding`` takes what :func:`numbaconv.conv3d` takes.  Bad arguments are refused by the constructor, also those that torch refuses
-only when the layer is called.  A layer keeps nothing but its arguments, ``weight`` and ``bias``: a changed weight is always seen, in
-place too.  Layers can be pickled and copied.
+only when the layer is called.  A layer keeps nothing but its arguments, ``weight`` and ``bias`` (in training mode also the last input,
+and the gradients): a changed weight is always seen, in place too.  Layers can be pickled and copied.
 
 Source: https://docs.pytorch.org/docs/stable/nn.html#convolution-layers
 """
@@ -16,23 +16,27 @@ from typing import Any, ClassVar, overload
 
 import numpy as np
 
-from . import functional
+from . import functional, grad
 from .arguments import bounded, check_padding_mode, check_padding_string, integer, padding_pairs, per_axis, shown
 from .arrays import AnyArray, check_array
 from .columns import fold, unfold
-from .parameters import Parameters, generator, parameter_dtype
+from .parameters import generator, parameter_dtype
 from .plans import Plan, plan
 from .problem import _input_shape
+from .training import Trainable
 
 _CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+_CONV_INPUT = {1: grad.conv1d_input, 2: grad.conv2d_input, 3: grad.conv3d_input}
+_CONV_WEIGHT = {1: grad.conv1d_weight, 2: grad.conv2d_weight, 3: grad.conv3d_weight}
 _CONV_TRANSPOSE = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
+_CONV_TRANSPOSE_INPUT = {1: grad.conv_transpose1d_input, 2: grad.conv_transpose2d_input, 3: grad.conv_transpose3d_input}
+_CONV_TRANSPOSE_WEIGHT = {1: grad.conv_transpose1d_weight, 2: grad.conv_transpose2d_weight, 3: grad.conv_transpose3d_weight}
 
 
-class _ConvNd(Parameters):
+class _ConvNd(Trainable):
     """What all convolution layers share."""
 
     transposed: ClassVar[bool]
-    _rank: ClassVar[int]
 
     def __init__(
         self,
@@ -163,9 +167,16 @@ class _Conv(_ConvNd):
 
     def __call__(self, input: AnyArray) -> AnyArray:
         """The convolution of ``input``, (N, in_channels, *size) or (in_channels, *size), of the layer's dtype."""
-        return _CONV[self._rank](
+        result = _CONV[self._rank](
             input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups, padding_mode=self.padding_mode
         )
+        self._keep(input, ())
+        return result
+
+    def _gradients(self, x: AnyArray, g: AnyArray, extra: tuple[int, ...] | None) -> tuple[AnyArray, AnyArray]:
+        geometry = self.stride, self.padding, self.dilation, self.groups
+        input_grad = _CONV_INPUT[self._rank](x.shape, self.weight, g, *geometry, padding_mode=self.padding_mode)
+        return input_grad, _CONV_WEIGHT[self._rank](x, self.weight.shape, g, *geometry, padding_mode=self.padding_mode)
 
 
 class _ConvTranspose(_ConvNd):
@@ -200,24 +211,42 @@ class _ConvTranspose(_ConvNd):
             Replaces ``output_padding``; along each axis it may exceed the smallest result by up to stride - 1.
         """
         extra = self.output_padding if output_size is None else self._output_padding(input, output_size)
-        return _CONV_TRANSPOSE[self._rank](input, self.weight, self.bias, self.stride, self.padding, extra, self.groups, self.dilation)
+        result = _CONV_TRANSPOSE[self._rank](input, self.weight, self.bias, self.stride, self.padding, extra, self.groups, self.dilation)
+        self._keep(input, extra)
+        return result
+
+    def _gradients(self, x: AnyArray, g: AnyArray, extra: tuple[int, ...] | None) -> tuple[AnyArray, AnyArray]:
+        geometry = self.stride, self.padding, self._extra_of(x, g) if extra is None else extra, self.groups, self.dilation
+        input_grad = _CONV_TRANSPOSE_INPUT[self._rank](x.shape, self.weight, g, *geometry)
+        return input_grad, _CONV_TRANSPOSE_WEIGHT[self._rank](x, self.weight.shape, g, *geometry)
+
+    def _extra_of(self, x: AnyArray, g: AnyArray) -> tuple[int, ...]:
+        """The output padding that gives the result the spatial size of ``g``."""
+        least, size = self._least_size(x)[1], g.shape[max(g.ndim - self._rank, 0) :]
+        most = tuple(n + max(s, d) - 1 for n, s, d in zip(least, self.stride, self.dilation))
+        if len(size) != self._rank or any(not lo <= n <= hi for lo, n, hi in zip(least, size, most)):
+            raise ValueError(f"grad_output must have a spatial size between {least} and {most} for this input, got shape {g.shape}")
+        return tuple(n - lo for n, lo in zip(size, least))
 
     def _output_padding(self, input: Any, output_size: Any) -> tuple[int, ...]:
         rank = self._rank
         x = check_array("input", input)
-        size = _input_shape(f"conv_transpose{rank}d", rank, x.shape)[2]
+        size, least = self._least_size(x)
         if not isinstance(output_size, (tuple, list)):
             raise TypeError(f"output_size must be a tuple or list of {rank} or {x.ndim} integers or None, got {shown(output_size)}")
         if len(output_size) not in (rank, x.ndim):
             raise ValueError(f"output_size must have {rank} or {x.ndim} elements for {x.ndim}-dimensional input, got {output_size!r}")
         wanted = per_axis("output_size", output_size[-rank:], rank, 0)
-        pairs = padding_pairs(self.padding, rank)
-        geometry = zip(size, self.stride, pairs, self.dilation, self.kernel_size)
-        least = tuple((i - 1) * s - lo - hi + d * (k - 1) + 1 for i, s, (lo, hi), d, k in geometry)
         most = tuple(n + s - 1 for n, s in zip(least, self.stride))
         if any(not lo <= n <= hi for lo, n, hi in zip(least, wanted, most)):
             raise ValueError(f"output_size must lie between {least} and {most} for input of size {size}, got {output_size!r}")
         return tuple(n - lo for n, lo in zip(wanted, least))
+
+    def _least_size(self, x: AnyArray) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Spatial sizes of the input and of its smallest result."""
+        size = _input_shape(f"conv_transpose{self._rank}d", self._rank, x.shape)[2]
+        geometry = zip(size, self.stride, padding_pairs(self.padding, self._rank), self.dilation, self.kernel_size)
+        return size, tuple((i - 1) * s - lo - hi + d * (k - 1) + 1 for i, s, (lo, hi), d, k in geometry)
 
 
 class Conv1d(_Conv):

@@ -31,7 +31,7 @@ LAYERS = """
     explanation
     plans
     grad columns parameters
-    functional
+    functional training
     modules
     lazy
     .
