@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from numbaconv import Problem, reference
+from numbaconv.choose import Algorithm, registry
 from numbaconv.cpu import threads
 
 from .cases import call, dtype_of, integer_arrays, normal_arrays
 
 ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 SMALLEST = {"float64": 2.0**-1074, "float32": 2.0**-149, "float16": 2.0**-24, "bfloat16": 2.0**-133}
+
+
+# Those that form every product of the definition, whose sums of whole numbers are exact.
+DEFINITION: list[Algorithm] = [algorithm for algorithm in registry("cpu") if algorithm.accuracy == "definition"]
+
+
+def every(problems: Iterable[Problem], algorithms: Iterable[Algorithm] = DEFINITION) -> pytest.MarkDecorator:
+    """Parametrize by (algorithm, problem) for the problems that each algorithm supports; the id names both."""
+    problems = list(problems)
+    pairs = [pytest.param(a.name, p, id=f"{a.name}-{p}") for a in algorithms for p in problems if a.supports(p) is None]
+    return pytest.mark.parametrize("algorithm, problem", pairs)
 
 
 def check_exact(p: Problem, algorithm: str) -> None:

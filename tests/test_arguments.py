@@ -15,7 +15,8 @@ import pytest
 
 import numbaconv
 from numbaconv import explain, plan
-from numbaconv.choose import registry
+
+from .checks import DEFINITION
 
 Call = Callable[..., Any]
 
@@ -305,7 +306,7 @@ HUGE_TRANSPOSED = [
 ]
 
 
-@pytest.mark.parametrize("algorithm", [algorithm.name for algorithm in registry("cpu")])
+@pytest.mark.parametrize("algorithm", [algorithm.name for algorithm in DEFINITION])
 def test_huge_geometry_with_a_small_result(algorithm: str) -> None:
     """Padding, dilation and stride far beyond the input: no memory and no time for what is not there."""
     for function, calls in ((numbaconv.conv1d, HUGE_CALLS), (numbaconv.conv_transpose1d, HUGE_TRANSPOSED)):

@@ -24,11 +24,10 @@ SMALL = sorted(
 
 CHECK = """
 from numbaconv import Problem
-from numbaconv.choose import registry
-from tests.checks import check_exact
+from tests.checks import DEFINITION, check_exact
 problems = [Problem.parse(text) for text in {texts!r}]
 done = 0
-for algorithm in registry("cpu"):
+for algorithm in DEFINITION:
     for p in problems:
         if algorithm.supports(p) is None:
             try:

@@ -10,15 +10,13 @@ import pytest
 
 import numbaconv
 from numbaconv import Problem, reference
-from numbaconv.choose import registry
 
 from . import layouts
 from .cases import BFLOAT16, call, case, integer_arrays
-from .checks import assert_same
+from .checks import assert_same, every
 
-ALGORITHMS = [algorithm.name for algorithm in registry("cpu")]
 GEOMETRIES = [
-    case(direction, size, kernel, t=t, mb=2, g=2, ic=4, oc=6, s=s, p=1, d=d, b=1, mode=mode)
+    Problem.parse(case(direction, size, kernel, t=t, mb=2, g=2, ic=4, oc=6, s=s, p=1, d=d, b=1, mode=mode))
     for t in ("f32", "f64", "f16", "c64", "s8", "s64")
     for direction, size, kernel, s, d, mode in (
         ("fwd", (9,), (3,), 2, 1, "zeros"),
@@ -45,19 +43,10 @@ LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def supported(text: str, algorithm: str) -> Problem:
-    p = Problem.parse(text)
-    reason = next(a for a in registry("cpu") if a.name == algorithm).supports(p)
-    if reason is not None:
-        pytest.skip(f"{algorithm} declines: {reason}")
-    return p
-
-
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("text", GEOMETRIES)
-def test_argument_layouts(text: str, layout: str, algorithm: str) -> None:
-    p = supported(text, algorithm)
+@every(GEOMETRIES)
+def test_argument_layouts(algorithm: str, problem: Problem, layout: str) -> None:
+    p = problem
     x, w, b = (LAYOUTS[layout](array) for array in integer_arrays(p))
     before = [array.tobytes() for array in (x, w, b)]
     y = call(p, x, w, b, algorithm=algorithm)
@@ -69,11 +58,10 @@ def test_argument_layouts(text: str, layout: str, algorithm: str) -> None:
 OUTS = ("fortran", "channels_last", "rotated", "reversed", "last_reversed", "strided")
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("layout", OUTS)
-@pytest.mark.parametrize("text", GEOMETRIES)
-def test_out_layouts(text: str, layout: str, algorithm: str) -> None:
-    p = supported(text, algorithm)
+@every(GEOMETRIES)
+def test_out_layouts(algorithm: str, problem: Problem, layout: str) -> None:
+    p = problem
     x, w, b = integer_arrays(p)
     expected = reference.convolve(p, x, w, b)
     poison = np.full(expected.shape, np.nan if expected.dtype.kind in "fc" else 90, expected.dtype)

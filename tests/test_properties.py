@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 
 from numbaconv import Problem, reference
 from numbaconv.arguments import PADDING_MODES
-from numbaconv.choose import registry
 
 from . import layouts
 from .cases import call, dtype_of, integer_arrays
-from .checks import always_parallel, assert_same
+from .checks import DEFINITION, always_parallel, assert_same
 
 # Each run of the whole suite tries 400 + 150 + 300 examples.
 steady = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
@@ -109,7 +108,7 @@ def calls(draw: st.DrawFn) -> tuple[Problem, list[np.ndarray | None], np.ndarray
 def test_any_problem_in_any_layout(given_call: tuple[Problem, list[Any], np.ndarray | None], parallel: bool) -> None:
     p, (x, w, b), out = given_call
     expected = reference.convolve(p, x, w, b)
-    for algorithm in registry("cpu"):
+    for algorithm in DEFINITION:
         if algorithm.supports(p) is None:
             if parallel:
                 with always_parallel():

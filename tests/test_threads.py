@@ -16,7 +16,7 @@ from numbaconv import Problem
 from numbaconv.choose import registry
 
 from .cases import FLOAT_NAMES, PROBLEMS, call, case, normal_arrays
-from .checks import always_parallel
+from .checks import always_parallel, every
 from .conftest import Python
 
 ALGORITHMS = [algorithm.name for algorithm in registry("cpu")]
@@ -138,13 +138,9 @@ BITS += [
         case("igrad", (12, 13), (4, 4), ic=30, oc=40, s=2, p=1, b=1),
     )
 ]
-every = pytest.mark.parametrize(
-    "algorithm, problem",
-    [pytest.param(a.name, p, id=f"{a.name}-{p}") for a in registry("cpu") for p in BITS if a.supports(p) is None],
-)
 
 
-@every
+@every(BITS, registry("cpu"))
 def test_same_bits_at_any_place_of_a_batch(algorithm: str, problem: Problem) -> None:
     x, w, b = normal_arrays(problem)
     alone = call(problem, x[:1], w, b, algorithm=algorithm)
@@ -156,7 +152,7 @@ def test_same_bits_at_any_place_of_a_batch(algorithm: str, problem: Problem) -> 
             assert image.tobytes() == alone.tobytes()
 
 
-@every
+@every(BITS, registry("cpu"))
 def test_same_bits_on_all_threads_as_on_one(algorithm: str, problem: Problem) -> None:
     """One thread and two, where the machine has two (the next test does, anyway)."""
     import numba
