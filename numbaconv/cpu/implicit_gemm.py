@@ -32,7 +32,7 @@ from .compile import kernel
 from .direct import Direct
 from .gemm import TILE_ROWS, TILE_VECTORS, multiply_tile
 from .layouts import Layouts
-from .pack import fill_table, pack_panel
+from .pack import fill_tables, pack_panel
 from .simd import lanes_of, load_element, store_element
 from .target import target
 from .threads import launch, most_threads, next_task, team_size
@@ -42,18 +42,17 @@ PANELS_A_TASK = 8  # while they pass, one K block of the weight stays in the sec
 MOST_PARTS = 64  # of a transposed convolution
 ALIGNMENT = 64
 
-# The cost model, in cycles: of a vector copied with its lanes 1, 2 or more cells apart, of a tap tabled, of a tile stored, of a task.
+# The cost model, in cycles: of a vector copied with its lanes 1, 2 or more cells apart, of a tap tabled, of a tile stored.
 COPY_CYCLES = {1: 2.5, 2: 4.0, 3: 26.0}
 TABLE_CYCLES = 50.0
 STORE_CYCLES = 100.0
-TASK_CYCLES = 1000.0
 CYCLES_A_SECOND = 2.5e9
 
 # Fields of the geometry beyond those of the panels.
 (
     IMAGES, GROUPS, CHANNELS, FILTERS, PIXELS, KERNEL, SOURCE, SOURCE_IMAGE, RESULT, RESULT_IMAGE, RESULT_CHANNEL, SCATTERED,
-    CHANNELS_AT_ONCE, TAPS_AT_ONCE, PANELS, SPLITS, TASKS, WEIGHT, FIELDS,
-) = range(pack.FIELDS, pack.FIELDS + 19)  # fmt: skip
+    CHANNELS_AT_ONCE, PANELS, SPLITS, TASKS, WEIGHT, FIELDS,
+) = range(pack.FIELDS, pack.FIELDS + 18)  # fmt: skip
 
 
 # ---- kernels -----------------------------------------------------------------------------------------------------------
@@ -61,14 +60,13 @@ CYCLES_A_SECOND = 2.5e9
 def _worker(geometry, shifts, weight, bias, counter):  # type: ignore[no-untyped-def]
     """Tasks until none is left: each some panels of one image and group, and a share of the row blocks."""
     g = geometry
-    width, spare = TILE_VECTORS * lanes_of(weight), ALIGNMENT // weight.itemsize
-    panel = np.empty(g[CHANNELS_AT_ONCE] * g[TAPS_AT_ONCE] * width + spare, weight.dtype)
+    lanes, spare = lanes_of(weight), ALIGNMENT // weight.itemsize
+    width = TILE_VECTORS * lanes
+    panel = np.empty(g[CHANNELS_AT_ONCE] * g[pack.TAPS_AT_ONCE] * width + spare, weight.dtype)
     panel = panel[-panel.ctypes.data // weight.itemsize % spare :]
     staged = np.empty(g[SCATTERED] * (g[FILTERS] + TILE_ROWS) * width, weight.dtype)
-    table = np.empty((g[PANELS] * g[TAPS_AT_ONCE] * TILE_VECTORS * g[pack.SLOTS], 2), np.int64)
-    counts, runs = np.empty(g[PANELS] * g[TAPS_AT_ONCE], np.int64), np.empty(g[TAPS_AT_ONCE] + 2, np.int64)
-    segments, fills = np.empty((width, 6), np.int64), np.empty(TILE_VECTORS, np.int64)
-    pieces = np.empty((min(g[pack.TAPS + 2], g[TAPS_AT_ONCE]), width + 1, 4), np.int64)
+    table = np.empty((g[PANELS] * g[pack.TAPS_AT_ONCE] * TILE_VECTORS * g[pack.SLOTS], 2), np.int64)
+    counts, runs = np.empty(g[PANELS] * g[pack.TAPS_AT_ONCE], np.int64), np.empty(g[pack.TAPS_AT_ONCE] + 2, np.int64)
     row_blocks = -(-g[FILTERS] // TILE_ROWS)
     tabled_panel = tabled_tap = -1
     while True:
@@ -84,14 +82,13 @@ def _worker(geometry, shifts, weight, bias, counter):  # type: ignore[no-untyped
         result = g[RESULT] + (image * g[RESULT_IMAGE] + group * g[FILTERS] * g[RESULT_CHANNEL]) * weight.itemsize
         for channel in range(0, g[CHANNELS], g[CHANNELS_AT_ONCE]):
             channels, at = min(g[CHANNELS_AT_ONCE], g[CHANNELS] - channel), source + channel * g[pack.SOURCE_CHANNEL] * weight.itemsize
-            for tap in range(0, max(g[KERNEL], 1), g[TAPS_AT_ONCE]):
-                taps, k = min(g[TAPS_AT_ONCE], g[KERNEL] - tap), channel * g[KERNEL] + tap
+            for tap in range(0, max(g[KERNEL], 1), g[pack.TAPS_AT_ONCE]):
+                taps, k = min(g[pack.TAPS_AT_ONCE], g[KERNEL] - tap), channel * g[KERNEL] + tap
                 if first != tabled_panel or tap != tabled_tap:
-                    _fill_tables(g, shifts, first, last, tap, taps, width, segments, pieces, fills, table, counts)
+                    fill_tables(g, shifts, first, last, g[PIXELS], tap, taps, lanes, table, counts)
                     tabled_panel, tabled_tap = first, tap
                 for number in range(first, last):
-                    j = (number - first) * g[TAPS_AT_ONCE]
-                    run_count = pack_panel(g, table, j * TILE_VECTORS * g[pack.SLOTS], counts, j, taps, at, channels, panel, runs)
+                    run_count = pack_panel(g, table, counts, number - first, taps, at, channels, panel, runs)
                     _multiply_panel(g, weight, bias, group, k, first_row, last_row, result, number, panel, runs, run_count, staged)
         if g[SCATTERED]:
             _scatter(g, staged, first_row * TILE_ROWS, min(last_row * TILE_ROWS, g[FILTERS]), result, first * width, width)
@@ -101,15 +98,6 @@ def _worker(geometry, shifts, weight, bias, counter):  # type: ignore[no-untyped
 def _team(threads, geometry, shifts, weight, bias, counter):  # type: ignore[no-untyped-def]
     for _ in prange(threads):
         _worker(geometry, shifts, weight, bias, counter)
-
-
-@kernel(forceinline=True)
-def _fill_tables(g, shifts, first, last, tap, taps, width, segments, pieces, fills, table, counts):  # type: ignore[no-untyped-def]
-    """Tables of the panels [first, last) for ``taps`` taps from ``tap`` on."""
-    for number in range(first, last):
-        j, pixels = (number - first) * g[TAPS_AT_ONCE], min(width, g[PIXELS] - number * width)
-        entry, lanes = j * TILE_VECTORS * g[pack.SLOTS], width // TILE_VECTORS
-        fill_table(g, shifts, number * width, pixels, tap, taps, lanes, segments, pieces, fills, table, entry, counts, j)
 
 
 @kernel(forceinline=True)
@@ -255,10 +243,9 @@ class ImplicitGemmSetup:
             taps, panels = tap_count(part), -(-pixel_count(part) // (TILE_VECTORS * self.lanes))
             copy = TILE_VECTORS * COPY_CYCLES[min(part[2].step, 3)]
             multiply = self.row_blocks * TILE_ROWS * TILE_VECTORS / 2
-            blocks = -(-self.channels * taps // DEPTH)
-            cycles += panels * (self.channels * taps * (copy + multiply) + TABLE_CYCLES * taps + self.row_blocks * blocks * STORE_CYCLES)
-            cycles += TASK_CYCLES
-        return self.problem.groups * cycles / CYCLES_A_SECOND
+            store = self.row_blocks * -(-self.channels * taps // DEPTH) * STORE_CYCLES
+            cycles += panels * (self.problem.groups * (self.channels * taps * (copy + multiply) + store) + TABLE_CYCLES * taps)
+        return cycles / CYCLES_A_SECOND
 
     @cached_property
     def workspace(self) -> int:
@@ -341,7 +328,7 @@ class ImplicitGemmSetup:
         g[pack.LANE_STEP], g[pack.SPACING] = step, {1: pack.UNIT, 2: pack.EVEN}.get(step, pack.SPREAD)
         g[IMAGES], g[GROUPS], g[CHANNELS], g[FILTERS] = batch, p.groups, self.channels, self.filters
         g[PIXELS], g[KERNEL], g[WEIGHT] = pixel_count(part), tap_count(part), start
-        g[CHANNELS_AT_ONCE], g[TAPS_AT_ONCE] = blocking(self.channels, tap_count(part))
+        g[CHANNELS_AT_ONCE], g[pack.TAPS_AT_ONCE] = blocking(self.channels, tap_count(part))
         g[SOURCE_IMAGE], g[pack.SOURCE_CHANNEL], g[RESULT_IMAGE], g[RESULT_CHANNEL] = (s // item for s in (*source[:2], *result[:2]))
         g[SCATTERED] = not is_contiguous(lines)
         panels = -(-pixel_count(part) // (TILE_VECTORS * self.lanes))

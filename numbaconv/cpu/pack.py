@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
@@ -29,7 +30,7 @@ UNROLLED = (1, 2, 4)
 
 # Fields of the geometry, an int64 array: first three axes each, then single numbers.  Strides and steps count elements.
 SOURCE_SIZE, SOURCE_STRIDE, RESULT_SIZE, RESULT_STRIDE, STEP, TAPS = range(0, 18, 3)
-MODE, SPACING, LANE_STEP, SOURCE_CHANNEL, SLOTS, SKIPPING, FIELDS = range(18, 25)
+MODE, SPACING, LANE_STEP, SOURCE_CHANNEL, SLOTS, SKIPPING, TAPS_AT_ONCE, FIELDS = range(18, 26)
 
 NOWHERE = -(1 << 62)
 
@@ -37,33 +38,36 @@ _source_index = kernel(forceinline=True)(source_index)
 
 
 # ---- tables ------------------------------------------------------------------------------------------------------------
-@kernel(forceinline=True)
-def fill_table(geometry, shifts, pixel, pixels, first_tap, taps, lanes, segments, pieces, fills, table, first_entry, counts, first_count):  # type: ignore[no-untyped-def]
-    """Table of the panel of ``pixels`` pixels from number ``pixel`` on, for ``taps`` taps from ``first_tap`` on.
+@kernel()
+def fill_tables(geometry, shifts, first, last, pixels, first_tap, taps, lanes, table, counts):  # type: ignore[no-untyped-def]
+    """Tables of the panels [first, last) of an image of ``pixels`` pixels, for ``taps`` taps from ``first_tap`` on.
 
     shifts : int64 array; the source index along an axis is result index * STEP + shift, one shift a tap, axis after axis.
-    segments, pieces : int64 workspace, (TILE_VECTORS * lanes, 6) and (least of taps and kernel columns, TILE_VECTORS * lanes + 1, 4).
-    table, counts : int64 arrays to be filled, (taps * TILE_VECTORS * SLOTS, 2) and (taps,): the entries, and how many slots of each
-        vector a tap uses; a count of 0 says that the tap reads nothing but padding.
+    table, counts : int64 arrays to be filled, TAPS_AT_ONCE * TILE_VECTORS * SLOTS rows of 2 and TAPS_AT_ONCE numbers a panel: the
+        entries, and how many slots of each vector a tap uses; a count of 0 says that the tap reads nothing but padding.
     """
     g = geometry
-    high, wide, slots = g[TAPS + 1], g[TAPS + 2], g[SLOTS]
-    found = _row_segments(g, pixel, pixels, lanes, segments)
-    kw, kh, kd = first_tap % wide, first_tap // wide % high, first_tap // wide // high
-    for i in range(min(wide, taps)):
-        _column_pieces(g, segments, found, shifts[g[TAPS] + high + (kw + i) % wide], pieces, i)
-    i = 0
-    for tap in range(taps):
-        if tap == 0 or kw == 0:
-            _place_rows(g, segments, found, shifts[kd], shifts[g[TAPS] + kh])
-        counts[first_count + tap] = _tap_entries(segments, pieces, i, table, first_entry + tap * TILE_VECTORS * slots, slots, fills)
-        i, kw = i + 1, kw + 1
-        if i == wide:
-            i = 0
-        if kw == wide:
-            kw, kh = 0, kh + 1
-            if kh == high:
-                kh, kd = 0, kd + 1
+    high, wide, each, width = g[TAPS + 1], g[TAPS + 2], TILE_VECTORS * g[SLOTS], TILE_VECTORS * lanes
+    segments, fills = np.empty((width, 6), np.int64), np.empty(TILE_VECTORS, np.int64)
+    pieces = np.empty((min(wide, taps), width + 1, 4), np.int64)
+    for number in range(first, last):
+        found = _row_segments(g, number * width, min(width, pixels - number * width), lanes, segments)
+        kw, kh, kd = first_tap % wide, first_tap // wide % high, first_tap // wide // high
+        for i in range(kw, kw + min(wide, taps)):
+            _column_pieces(g, segments, found, shifts[g[TAPS] + high + i % wide], pieces, i - kw)
+        column = np.int64(0)  # a literal 0 would have its own version of _tap_entries compiled
+        at = (number - first) * g[TAPS_AT_ONCE]
+        for tap in range(at, at + taps):
+            if tap == at or kw == 0:
+                _place_rows(g, segments, found, shifts[kd], shifts[g[TAPS] + kh])
+            counts[tap] = _tap_entries(segments, pieces, column, table, tap * each, g[SLOTS], fills)
+            column, kw = column + 1, kw + 1
+            if column == wide:
+                column = 0
+            if kw == wide:
+                kw, kh = 0, kh + 1
+                if kh == high:
+                    kh, kd = 0, kd + 1
 
 
 @kernel(forceinline=True)
@@ -168,28 +172,27 @@ def _even_out(fills, slots, table, first):  # type: ignore[no-untyped-def]
 
 # ---- panels ------------------------------------------------------------------------------------------------------------
 @kernel(forceinline=True)
-def pack_panel(geometry, table, first_entry, counts, first_count, taps, source, channels, panel, runs):  # type: ignore[no-untyped-def]
-    """Fill a panel with what ``taps`` tabled taps of ``channels`` channels read, tap after tap.
+def pack_panel(geometry, table, counts, number, taps, source, channels, panel, runs):  # type: ignore[no-untyped-def]
+    """Fill a panel with what ``taps`` tabled taps of ``channels`` channels read, tap after tap; its table is the one at ``number``.
 
     source : byte address of the first channel.  Returns the number of runs (first k, number of products) written to ``runs``: one
     with everything, or more where taps are left out because they read padding alone.
     """
     g = geometry
-    width = TILE_VECTORS * lanes_of(panel)
+    width, first = TILE_VECTORS * lanes_of(panel), number * g[TAPS_AT_ONCE]
     found = position = 0
     going = False
-    for tap in range(taps):
-        count = counts[first_count + tap]
-        if count == 0 and g[SKIPPING]:
+    for tap in range(first, first + taps):
+        if counts[tap] == 0 and g[SKIPPING]:
             going = False
             continue
         if not going:
-            runs[2 * found], runs[2 * found + 1] = tap * channels, 0
+            runs[2 * found], runs[2 * found + 1] = (tap - first) * channels, 0
             found += 1
             going = True
         runs[2 * found - 1] += channels
-        entry = first_entry + tap * TILE_VECTORS * g[SLOTS]
-        copy_tap(g[SPACING], g[LANE_STEP], source, g[SOURCE_CHANNEL], channels, table, entry, g[SLOTS], count, panel, position)
+        entry = tap * TILE_VECTORS * g[SLOTS]
+        copy_tap(g[SPACING], g[LANE_STEP], source, g[SOURCE_CHANNEL], channels, table, entry, g[SLOTS], counts[tap], panel, position)
         position += channels * width
     return found
 
