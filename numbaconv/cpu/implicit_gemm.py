@@ -38,7 +38,8 @@ from .target import target
 from .threads import launch, most_threads, next_task, team_size
 
 DEPTH = 192  # products of one K block: a panel then stays in the first-level cache
-PANELS_A_TASK = 8  # while they pass, one K block of the weight stays in the second-level cache
+PANELS_A_TASK = 8  # about; while they pass, one K block of the weight stays in the second-level cache
+MOST_PANELS = 16
 MOST_PARTS = 64  # of a transposed convolution
 ALIGNMENT = 64
 
@@ -67,6 +68,7 @@ def _worker(geometry, shifts, weight, bias, counter):  # type: ignore[no-untyped
     staged = np.empty(g[SCATTERED] * (g[FILTERS] + TILE_ROWS) * width, weight.dtype)
     table = np.empty((g[PANELS] * g[pack.TAPS_AT_ONCE] * TILE_VECTORS * g[pack.SLOTS], 2), np.int64)
     counts, runs = np.empty(g[PANELS] * g[pack.TAPS_AT_ONCE], np.int64), np.empty(g[pack.TAPS_AT_ONCE] + 2, np.int64)
+    origins = np.full((g[PANELS], 5), pack.NOWHERE)
     row_blocks = -(-g[FILTERS] // TILE_ROWS)
     tabled_panel = tabled_tap = -1
     while True:
@@ -85,10 +87,10 @@ def _worker(geometry, shifts, weight, bias, counter):  # type: ignore[no-untyped
             for tap in range(0, max(g[KERNEL], 1), g[pack.TAPS_AT_ONCE]):
                 taps, k = min(g[pack.TAPS_AT_ONCE], g[KERNEL] - tap), channel * g[KERNEL] + tap
                 if first != tabled_panel or tap != tabled_tap:
-                    fill_tables(g, shifts, first, last, g[PIXELS], tap, taps, lanes, table, counts)
+                    fill_tables(g, shifts, first, last, g[PIXELS], tap, taps, lanes, table, counts, origins)
                     tabled_panel, tabled_tap = first, tap
                 for number in range(first, last):
-                    run_count = pack_panel(g, table, counts, number - first, taps, at, channels, panel, runs)
+                    run_count = pack_panel(g, table, counts, origins, number - first, taps, at, channels, panel, runs)
                     _multiply_panel(g, weight, bias, group, k, first_row, last_row, result, number, panel, runs, run_count, staged)
         if g[SCATTERED]:
             _scatter(g, staged, first_row * TILE_ROWS, min(last_row * TILE_ROWS, g[FILTERS]), result, first * width, width)
@@ -253,7 +255,7 @@ class ImplicitGemmSetup:
         width, item, most = TILE_VECTORS * self.lanes, np.dtype(self.problem.dtype).itemsize, 0
         for part in self.parts:
             channels, taps = blocking(self.channels, tap_count(part))
-            tables = PANELS_A_TASK * taps * (2 * TILE_VECTORS * self._slots(part[2].size) + 1)
+            tables = MOST_PANELS * (taps * (2 * TILE_VECTORS * self._slots(part[2].size) + 1) + 5)
             pieces = 4 * (width + 1) * min(len(part[2].taps), taps)
             numbers = tables + pieces + 6 * width + taps + TILE_VECTORS + 2
             most = max(most, (channels * taps + self.filters + TILE_ROWS) * width * item + ALIGNMENT + numbers * 8)
@@ -332,7 +334,8 @@ class ImplicitGemmSetup:
         g[SOURCE_IMAGE], g[pack.SOURCE_CHANNEL], g[RESULT_IMAGE], g[RESULT_CHANNEL] = (s // item for s in (*source[:2], *result[:2]))
         g[SCATTERED] = not is_contiguous(lines)
         panels = -(-pixel_count(part) // (TILE_VECTORS * self.lanes))
-        g[PANELS] = 1 if g[SCATTERED] else min(PANELS_A_TASK, panels)
+        repeat = lines[2].size // math.gcd(lines[2].size, TILE_VECTORS * self.lanes)  # panels until one begins in the first one's column
+        g[PANELS] = 1 if g[SCATTERED] else min(max(1, PANELS_A_TASK // repeat) * repeat, MOST_PANELS, panels)
         g[TASKS] = -(-panels // int(g[PANELS])) * batch * p.groups
         shifts = np.array([shift for line in lines for shift in line.shifts], np.int64)
         return Placed(g, shifts, sum(axis.first * step for axis, step in zip(part, result[2:])))

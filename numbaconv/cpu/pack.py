@@ -39,24 +39,30 @@ _source_index = kernel(forceinline=True)(source_index)
 
 # ---- tables ------------------------------------------------------------------------------------------------------------
 @kernel()
-def fill_tables(geometry, shifts, first, last, pixels, first_tap, taps, lanes, table, counts):  # type: ignore[no-untyped-def]
+def fill_tables(geometry, shifts, first, last, pixels, first_tap, taps, lanes, table, counts, origins):  # type: ignore[no-untyped-def]
     """Tables of the panels [first, last) of an image of ``pixels`` pixels, for ``taps`` taps from ``first_tap`` on.
 
     shifts : int64 array; the source index along an axis is result index * STEP + shift, one shift a tap, axis after axis.
     table, counts : int64 arrays to be filled, TAPS_AT_ONCE * TILE_VECTORS * SLOTS rows of 2 and TAPS_AT_ONCE numbers a panel: the
         entries, and how many slots of each vector a tap uses; a count of 0 says that the tap reads nothing but padding.
+    origins : int64 array of 5 numbers a panel, the first NOWHERE before: what its table was made for (column, depth and row of the
+        first pixel; first tap), and how far from there the panel's cells are.  Away from the borders of depth and height a table
+        serves every panel that begins in its column.
     """
     g = geometry
     high, wide, each, width = g[TAPS + 1], g[TAPS + 2], TILE_VECTORS * g[SLOTS], TILE_VECTORS * lanes
     segments, fills = np.empty((width, 6), np.int64), np.empty(TILE_VECTORS, np.int64)
     pieces = np.empty((min(wide, taps), width + 1, 4), np.int64)
     for number in range(first, last):
+        panel = number - first
+        if _is_known(g, shifts, number * width, min(width, pixels - number * width), width, first_tap, origins, panel):
+            continue
         found = _row_segments(g, number * width, min(width, pixels - number * width), lanes, segments)
         kw, kh, kd = first_tap % wide, first_tap // wide % high, first_tap // wide // high
         for i in range(kw, kw + min(wide, taps)):
             _column_pieces(g, segments, found, shifts[g[TAPS] + high + i % wide], pieces, i - kw)
-        column = np.int64(0)  # a literal 0 would have its own version of _tap_entries compiled
-        at = (number - first) * g[TAPS_AT_ONCE]
+        column: Any = np.int64(0)  # a literal 0 would have its own version of _tap_entries compiled
+        at = panel * g[TAPS_AT_ONCE]
         for tap in range(at, at + taps):
             if tap == at or kw == 0:
                 _place_rows(g, segments, found, shifts[kd], shifts[g[TAPS] + kh])
@@ -68,6 +74,28 @@ def fill_tables(geometry, shifts, first, last, pixels, first_tap, taps, lanes, t
                 kw, kh = 0, kh + 1
                 if kh == high:
                     kh, kd = 0, kd + 1
+
+
+@kernel(forceinline=True)
+def _is_known(g, shifts, pixel, pixels, width, first_tap, origins, panel):  # type: ignore[no-untyped-def]
+    """Whether the table that a panel has serves these pixels too: if so its distance is set, if not what the next one is made for."""
+    high, across = g[RESULT_SIZE + 1], g[RESULT_SIZE + 2]
+    d, h, w = pixel // across // high, pixel // across % high, pixel % across
+    bottom = h + (w + pixels - 1) // across
+    taps_d, taps_h = g[TAPS], g[TAPS + 1]
+    inside = pixels == width and bottom < high and taps_d > 0 and taps_h > 0
+    if inside:
+        near, far = min(shifts[0], shifts[taps_d - 1]), max(shifts[0], shifts[taps_d - 1])
+        inside = d * g[STEP] + near >= 0 and d * g[STEP] + far < g[SOURCE_SIZE]
+        near, far = min(shifts[taps_d], shifts[taps_d + taps_h - 1]), max(shifts[taps_d], shifts[taps_d + taps_h - 1])
+        inside = inside and h * g[STEP + 1] + near >= 0 and bottom * g[STEP + 1] + far < g[SOURCE_SIZE + 1]
+    if inside and origins[panel, 0] == w and origins[panel, 3] == first_tap:
+        down, deep = (h - origins[panel, 2]) * g[STEP + 1], (d - origins[panel, 1]) * g[STEP]
+        origins[panel, 4] = deep * g[SOURCE_STRIDE] + down * g[SOURCE_STRIDE + 1]
+        return True
+    origins[panel, 0], origins[panel, 1], origins[panel, 2] = w if inside else NOWHERE, d, h
+    origins[panel, 3], origins[panel, 4] = first_tap, 0
+    return False
 
 
 @kernel(forceinline=True)
@@ -172,7 +200,7 @@ def _even_out(fills, slots, table, first):  # type: ignore[no-untyped-def]
 
 # ---- panels ------------------------------------------------------------------------------------------------------------
 @kernel(forceinline=True)
-def pack_panel(geometry, table, counts, number, taps, source, channels, panel, runs):  # type: ignore[no-untyped-def]
+def pack_panel(geometry, table, counts, origins, number, taps, source, channels, panel, runs):  # type: ignore[no-untyped-def]
     """Fill a panel with what ``taps`` tabled taps of ``channels`` channels read, tap after tap; its table is the one at ``number``.
 
     source : byte address of the first channel.  Returns the number of runs (first k, number of products) written to ``runs``: one
@@ -180,6 +208,7 @@ def pack_panel(geometry, table, counts, number, taps, source, channels, panel, r
     """
     g = geometry
     width, first = TILE_VECTORS * lanes_of(panel), number * g[TAPS_AT_ONCE]
+    source += origins[number, 4] * panel.itemsize
     found = position = 0
     going = False
     for tap in range(first, first + taps):

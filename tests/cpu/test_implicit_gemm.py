@@ -38,6 +38,11 @@ BLOCKS = [
     # taps that read padding alone are left out, in runs
     case("fwd", (33, 35), (3, 3), ic=25, oc=9, p=12, d=12, b=1),
     case("fwd", (5, 6), (5, 5), ic=9, oc=4, p=9, d=3),
+    # away from the borders a table serves many panels, also where the taps run backwards
+    case("fwd", (5, 40, 24), (3, 3, 3), ic=3, oc=4, p=1, b=1),
+    case("fwd", (80, 97), (7, 7), ic=3, oc=4, s=2, p=3, mode="reflect"),
+    case("fwd", (300, 7), (29, 7), ic=1, oc=4, p=((9, 2), 3)),
+    case("igrad", (4, 50, 48), (2, 3, 3), ic=2, oc=3, p=(0, 1, 1), d=(1, 2, 1)),
     # groups, batches, few and many filters
     case("fwd", (20, 30), (3, 3), ic=6, oc=3 * 11, g=3, mb=3, p=1),
     case("fwd", (4, 3), (1, 1), ic=70, oc=130, mb=5, t="f64"),
