@@ -18,8 +18,8 @@ _HOME = {
     "Problem": "problem",
 }
 
-# Public modules.
-_MODULES = ("grad",)
+# Public modules; torch and jax, which need the package of that name, are not in __all__.
+_MODULES = ("grad", "jax", "torch")
 
 __all__ = [
     "Conv1d",
@@ -80,4 +80,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_MODULES})

@@ -14,9 +14,12 @@ LARGEST = 2**62
 
 def integer(name: str, value: Any, least: int, what: str = "") -> int:
     """``value`` as an int of at least ``least``; bool, float and anything else without ``__index__`` is a TypeError."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or getattr(value, "ndim", False):
+    if type(value) is int:  # torch.compile traces symbolic integers through this branch
+        number: int = value
+    elif isinstance(value, bool) or not hasattr(value, "__index__") or getattr(value, "ndim", False):
         raise TypeError(f"{name} must be an integer{what}, got {shown(value)}")
-    number = operator.index(value)
+    else:
+        number = operator.index(value)
     if number < least:
         raise ValueError(f"{name} must be at least {least}, got {value!r}")
     if number >= LARGEST:

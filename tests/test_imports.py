@@ -20,18 +20,19 @@ LAYERS = """
     arguments
     padding problem arrays
     reference choose
-    cpu/axes cpu/compile cpu/halves cpu/target
+    cpu/axes cpu/compile cpu/halves cpu/layouts cpu/target
     cpu/simd
     cpu/gemm cpu/threads
-    cpu/pack cpu/rows
-    cpu/direct_weight cpu/filter_kernel
+    cpu/filter_kernel cpu/pack cpu/rows cpu/weight_tiles
+    cpu/direct_weight cpu/winograd_transforms
     cpu/direct
-    cpu/implicit_gemm
+    cpu/implicit_gemm cpu/winograd
     cpu
     explanation
     plans
     grad columns parameters
-    functional training
+    functional
+    training
     modules
     lazy
     .
@@ -104,6 +105,8 @@ def test_only_numba_and_numpy_are_required(module: str) -> None:
             continue
         if root == "llvmlite":
             assert module in LLVMLITE, f"{module} imports {name}"
+        elif root in ("jax", "torch"):
+            assert module == root, f"{module} imports {name}"
         elif root == "numba":
             assert module.startswith("cpu/") or not top, f"{module} imports {name}"
         else:
