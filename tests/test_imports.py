@@ -33,7 +33,7 @@ LAYERS = """
     grad columns parameters
     functional
     training
-    modules
+    jax modules torch
     lazy
     .
     demo
