@@ -127,6 +127,11 @@ class Vectors:
         arguments = [addresses, self._alignment, mask, otherwise or self.zero]
         return self._call(f"llvm.masked.gather.{self.name}.v{self.lanes}p0", self.vector, arguments)
 
+    def prefetch_for_reading(self, pointer: Any) -> None:
+        """Ask for the cache line at ``pointer``; any address is allowed."""
+        arguments = [self.builder.bitcast(pointer, I8.as_pointer()), ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)]
+        self._call("llvm.prefetch.p0", ir.VoidType(), arguments)
+
     def prefetch_for_writing(self, pointer: Any) -> None:
         """Ask for the cache line at ``pointer``; any address is allowed."""
         arguments = [self.builder.bitcast(pointer, I8.as_pointer()), ir.Constant(I32, 1), ir.Constant(I32, 3), ir.Constant(I32, 1)]
