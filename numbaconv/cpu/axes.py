@@ -62,13 +62,15 @@ def pixel_count(part: Part) -> int:
 
 def merged(lines: list[Line]) -> list[Line]:
     """Three lines with the same pixels in the same order and the last one long: rows that follow one another in memory and meet one
-    tap become one row, axes of one cell move to the front."""
+    tap become one row, axes of one cell move to the front, and a stride that leads nowhere becomes 1."""
     found: list[Line] = []
     for line in lines:
         if line.source_size == line.size == 1 and line.shifts == (0,):
             continue
         if line.source_size == 1:
             line = line._replace(source_stride=1)
+        if line.size == 1:
+            line = line._replace(step=1)
         if found and _one_row(found[-1], line):
             size = found.pop().size * line.size
             line = line._replace(source_size=size, size=size)

@@ -71,6 +71,16 @@ def test_narrow_images(size: tuple[int, ...], kernel: tuple[int, ...]) -> None:
     check_exact(Problem.parse(case("fwd", size, kernel, ic=3, oc=4, p=1)), "implicit_gemm")
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_stride_beyond_everything(axis: int) -> None:
+    """One result along the axis; multiplied with the step between cells in memory the stride does not fit 64 bits."""
+    steps = [1, 1]
+    steps[axis] = 2**61
+    p = Problem.parse(case("fwd", (8, 20), (3, 3), ic=3, oc=4, p=1, s=steps))
+    x, w, _ = integer_arrays(p)
+    assert_same(call(p, with_steps(x, (1, 1, 7, 9)), w, None, algorithm="implicit_gemm"), reference.convolve(p, x, w))
+
+
 # ---- layouts -----------------------------------------------------------------------------------------------------------
 LAYOUTS = {
     "channels last": channels_last,
@@ -217,6 +227,7 @@ def test_axes_are_merged_where_memory_allows() -> None:
     three = w._replace(shifts=(-1, 0, 1))
     assert merged([d, h, three]) == [UNIT_LINE, Line(10, 12, 10, 12, 1, (0,)), three]
     assert merged([d, h._replace(result_stride=13), w]) == [d, h._replace(result_stride=13), w]
+    assert merged([d._replace(size=1, step=2**61), three, w])[0].step == 1
     assert merged([d, h, w._replace(step=2)])[1:] == [Line(10, 12, 10, 12, 1, (0,)), w._replace(step=2)]
     column = Line(1, 7, 1, 9, 1, (0,))
     assert merged([d, three, column]) == [UNIT_LINE, d, three]
