@@ -43,9 +43,11 @@ MOST_PANELS = 16
 MOST_PARTS = 64  # of a transposed convolution
 ALIGNMENT = 64
 
-# The cost model, in cycles: of a vector copied with its lanes 1, 2 or more cells apart, of a tap tabled, of a tile stored.
-COPY_CYCLES = {1: 2.5, 2: 4.0, 3: 26.0}
+# The cost model, in cycles: to table a tap of a panel, to begin to copy it, to copy a vector with its lanes 1, 2 or more cells
+# apart, to store a tile.
 TABLE_CYCLES = 50.0
+COPY_START_CYCLES = 20.0
+COPY_CYCLES = {1: 2.5, 2: 4.0, 3: 26.0}
 STORE_CYCLES = 100.0
 CYCLES_A_SECOND = 2.5e9
 
@@ -243,10 +245,10 @@ class ImplicitGemmSetup:
         cycles = 0.0
         for part in self.parts:
             taps, panels = tap_count(part), -(-pixel_count(part) // (TILE_VECTORS * self.lanes))
-            copy = TILE_VECTORS * COPY_CYCLES[min(part[2].step, 3)]
-            multiply = self.row_blocks * TILE_ROWS * TILE_VECTORS / 2
-            store = self.row_blocks * -(-self.channels * taps // DEPTH) * STORE_CYCLES
-            cycles += panels * (self.problem.groups * (self.channels * taps * (copy + multiply) + store) + TABLE_CYCLES * taps)
+            blocks = -(-self.channels // blocking(self.channels, taps)[0])  # of channels
+            copy = taps * (blocks * COPY_START_CYCLES + self.channels * TILE_VECTORS * COPY_CYCLES[min(part[2].step, 3)])
+            multiply = self.row_blocks * (self.channels * taps * TILE_ROWS * TILE_VECTORS / 2 + blocks * STORE_CYCLES)
+            cycles += panels * (self.problem.groups * (copy + multiply) + taps * TABLE_CYCLES)
         return cycles / CYCLES_A_SECOND
 
     @cached_property
