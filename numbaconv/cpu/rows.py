@@ -100,21 +100,26 @@ def forward_columns(p: Problem, tile: int) -> tuple[AnyArray, AnyArray]:
     if p.transposed:
         reach = (tile - 1 + (p.kernel[2] - 1) * p.dilation[2]) // p.stride[2] + 1
         return np.array([[0, 0, min(reach, p.source_size[2])]], np.int64), taps
+    segments, places = axis_segments(p.kernel[2], p.stride[2], p.dilation[2], tile)
+    taps[:, 0], taps[:, 2] = places, tile
+    return np.array(segments, np.int64), taps
+
+
+def axis_segments(kernel: int, stride: int, dilation: int, tile: int) -> tuple[list[list[int]], list[int]]:
+    """The segments of ``tile`` neighbouring result cells along one axis, and the place where each tap's first cell lies."""
     segments: list[list[int]] = []
     latest: dict[int, int] = {}  # the last segment of each phase of the stride
     members = []
-    for k in range(p.kernel[2]):
-        position = k * p.dilation[2]
-        phase = position % p.stride[2]
+    for k in range(kernel):
+        position = k * dilation
+        phase = position % stride
         found = latest.get(phase)
-        if found is None or position > segments[found][0] + segments[found][2] * p.stride[2]:
+        if found is None or position > segments[found][0] + segments[found][2] * stride:
             found = latest[phase] = len(segments)
             segments.append([position, 0, 0])
-        cell = (position - segments[found][0]) // p.stride[2]
+        cell = (position - segments[found][0]) // stride
         segments[found][2] = cell + tile
         members.append((found, cell))
     for before, after in itertools.pairwise(segments):
         after[1] = before[1] + before[2]
-    taps[:, 0] = [segments[found][1] + cell for found, cell in members]
-    taps[:, 2] = tile
-    return np.array(segments, np.int64), taps
+    return segments, [segments[found][1] + cell for found, cell in members]
