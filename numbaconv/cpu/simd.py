@@ -183,6 +183,34 @@ def lanes_of(typingctx: Any, like: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def address_of(typingctx: Any, array: Any) -> Any:
+    """The int64 byte address of an array's first element, without the reference counting of ``array.ctypes``.
+
+    Nothing then keeps the array alive: take the address again in the loop that uses it.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ptrtoint(data_pointer(context, builder, signature.args[0], arguments[0]), I64)
+
+    return types.int64(array), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def borrowed(typingctx: Any, array: Any) -> Any:
+    """The same array without an owner: a kernel that takes it counts no references, which are two atomic instructions a call.
+
+    The owner must live longer: borrow again in each turn of the loop that uses the array.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        lent = context.make_array(signature.return_type)(context, builder, arguments[0])
+        lent.meminfo = context.get_constant_null(types.MemInfoPointer(signature.return_type.dtype))
+        return lent._getvalue()
+
+    return array(array), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def load_element(typingctx: Any, address: Any, like: Any) -> Any:
     """The element at an int64 byte address, of the dtype of the array ``like``."""
 
