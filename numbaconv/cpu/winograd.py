@@ -1,0 +1,247 @@
+"""Winograd convolution: fewer products for stride 1, by transforming tiles of the source, multiplying, and transforming back.
+
+A task takes a block of tiles of all images: it transforms the tiles' cells channel by channel, multiplies them, for each product of a
+tile on its own, as matrices (filters, channels) x (channels, tiles), and transforms the sums back, a few filters at a time.  Neither the
+transformed source nor the transformed result ever exists as a whole.  ``winograd_matrices`` has the method.
+
+The tile grid starts at the first result cell of the problem, and the order of all sums depends on the channels alone: neither the
+batch, the threads, the layout nor the blocks change the bits of a result.
+
+A NaN or an infinity spreads over its tile, and products can overflow where the definition's do not: results that are not finite are
+computed again by the definition.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numba.core import config
+from numpy.typing import NDArray
+
+from ..arguments import PADDING_MODES
+from ..arrays import AnyArray
+from ..choose import Accuracy
+from ..problem import Problem
+from . import winograd_kernels as kernels
+from .axes import Line, axis_parts, merged
+from .gemm import TILE_ROWS, TILE_VECTORS
+from .layouts import Layouts
+from .target import target
+from .threads import launch, most_threads, team_size
+from .winograd_matrices import IDENTITY, Factor
+from .winograd_transforms import loads, shape_of, table_fields
+
+FACTORS = {1: (IDENTITY,), 3: (Factor(2, 3), Factor(4, 3)), 5: (Factor(2, 5), Factor(4, 5)), 7: (Factor(2, 7),)}
+"""What there is for a kernel's size along one axis."""
+
+GROWTH = {IDENTITY: 1.0, Factor(2, 3): 1.4, Factor(4, 3): 2.2, Factor(2, 5): 2.3, Factor(4, 5): 4.5, Factor(2, 7): 5.0}
+"""How much a factor adds to the rounding errors, measured: the errors of several axes multiply."""
+
+MOST_GROWTH: dict[Accuracy, float] = {"transform": 7.5, "loose": 30.0}
+"""With 7.5 the rms error stays within 3 times that of implicit GEMM."""
+
+MOST_WEIGHTS = 8  # times the weight's size
+FEWEST_CHANNELS = 16
+FEWEST_RESULTS = 50
+CYCLES_A_SECOND = 2.5e9
+
+
+class Winograd:
+    """The algorithm for float32 and float64 problems of stride 1, with accuracy "transform" or "loose"."""
+
+    def __init__(self, name: str, accuracy: Accuracy) -> None:
+        self.name, self.accuracy = name, accuracy
+
+    def supports(self, problem: Problem) -> str | None:
+        p = problem
+        if p.dtype not in ("float32", "float64") or target().lanes(p.dtype) < 4:
+            return f"it computes float32 and float64 in vectors of at least 4, not {p.dtype}"
+        if config.DISABLE_JIT:
+            return "it is made of LLVM intrinsics, which need the compiler (NUMBA_DISABLE_JIT is set)"
+        if p.direction == "weight_grad":
+            return "it computes results and gradients of the input, not of the weight"
+        if p.transposed and p.padding_mode != "zeros":
+            return f"gradients of {p.padding_mode} padding fold back onto the cells that were copied"
+        if max(p.stride) > 1 or max(p.dilation) > 1:
+            return "tiles share their cells only where stride and dilation are 1"
+        if min(p.source_channels, p.result_channels) // p.groups < FEWEST_CHANNELS:
+            return f"with fewer than {FEWEST_CHANNELS} channels in a group the transforms cost more than they save"
+        if math.prod(p.result_size) < FEWEST_RESULTS:
+            return f"fewer than {FEWEST_RESULTS} results of a channel leave its tiles too empty"
+        if max(p.kernel) == 1 or any(k not in FACTORS for k in p.kernel):
+            return f"it has transforms for kernels of 3, 5 and 7 along an axis, beside 1, not for {p.kernel[3 - p.rank :]}"
+        found = axis_factors(p, self.accuracy)
+        if found is None:
+            return "its transforms would make rounding errors or the weight grow too much"
+        if self.accuracy == "loose" and found == axis_factors(p, "transform"):
+            return "transforms with larger errors would save no products"
+        return None
+
+    def cost(self, problem: Problem) -> float:
+        return self.setup(problem).seconds
+
+    def setup(self, problem: Problem) -> WinogradSetup:
+        factors = axis_factors(problem, self.accuracy)
+        assert factors is not None
+        return WinogradSetup(problem, factors)
+
+
+Factors = tuple[Factor, Factor, Factor]
+
+
+def axis_factors(p: Problem, accuracy: Accuracy) -> Factors | None:
+    """The factors of depth, height and width that take the fewest products; None where accuracy and weight allow for none."""
+    best, fewest = None, math.inf
+    for depth, height, width in itertools.product(*(FACTORS[k] for k in p.kernel)):
+        found = (depth, height, width)
+        products = math.prod(-(-n // factor.outputs) * factor.cells for factor, n in zip(found, p.result_size))
+        grown = math.prod(factor.cells for factor in found) > MOST_WEIGHTS * p.taps
+        if products < fewest and not grown and math.prod(GROWTH[factor] for factor in found) <= MOST_GROWTH[accuracy]:
+            best, fewest = found, products
+    return best
+
+
+class Blocking(NamedTuple):
+    """Tiles and stacked tiles of a task."""
+
+    tiles: int
+    depths: int
+
+
+@dataclass(frozen=True)
+class WinogradSetup:
+    """Winograd convolution set up for one problem.
+
+    ``pack`` returns the transformed weight, the weight as (groups, channels, taps, filters) for what the definition must compute,
+    and the bias.
+    """
+
+    problem: Problem
+    factors: Factors
+
+    @property
+    def channels(self) -> int:
+        """Source channels of one group."""
+        return self.problem.source_channels // self.problem.groups
+
+    @property
+    def filters(self) -> int:
+        """Result channels of one group."""
+        return self.problem.result_channels // self.problem.groups
+
+    @property
+    def lanes(self) -> int:
+        return target().lanes(self.problem.dtype)
+
+    @property
+    def products(self) -> int:
+        """Products of one tile."""
+        return math.prod(factor.cells for factor in self.factors)
+
+    @property
+    def row_blocks(self) -> int:
+        return -(-self.filters // TILE_ROWS)
+
+    most = 48
+    most_depths = 3
+    rows = 4
+    seconds = 1e-3
+    workspace = 0
+
+    @property
+    def packed_bytes(self) -> int:
+        p = self.problem
+        transformed = p.groups * self.row_blocks * TILE_ROWS * self.channels * self.products
+        return (transformed + math.prod(p.weight_shape) + p.result_channels) * np.dtype(p.dtype).itemsize
+
+    # ---- arrays --------------------------------------------------------------------------------------------------
+    def pack(self, weight: AnyArray, bias: AnyArray | None) -> tuple[AnyArray, ...]:
+        p = self.problem
+        split = weight.reshape(p.groups, p.out_per_group, p.in_per_group, *p.kernel)
+        if p.transposed:
+            split = split.swapaxes(1, 2)[..., ::-1, ::-1, ::-1]
+        filters = np.array(split.reshape(*split.shape[:3], p.taps).transpose(0, 2, 3, 1), order="C").reshape(-1)
+        packed = np.empty(p.groups * self.row_blocks * TILE_ROWS * self.channels * self.products, weight.dtype)
+        matrices = [np.array(factor.weight, np.float64) for factor in self.factors]
+        kernels.pack_weight(filters, *matrices, p.groups, self.channels, self.filters, self.rows, packed)
+        return packed, filters, np.zeros(p.result_channels, weight.dtype) if bias is None else bias.copy()
+
+    def run(self, source: AnyArray, packed: tuple[AnyArray, ...], result: AnyArray) -> None:
+        seconds = self.seconds * len(source)
+        threads = team_size(seconds)
+        placed, factors = self._layouts(source, result, threads)
+        g = placed.copy()
+        g[kernels.SOURCE], g[kernels.RESULT] = _address(source), _address(result)
+        launch(kernels.worker, kernels.team, (shape_of(factors), g, *packed), int(g[kernels.TASKS]), seconds)
+
+    @cached_property
+    def _layouts(self) -> Layouts[tuple[NDArray[np.int64], tuple[Factor, ...]]]:
+        return Layouts(self._place)
+
+    def _place(self, source: AnyArray, result: AnyArray, threads: int) -> tuple[NDArray[np.int64], tuple[Factor, ...]]:
+        """Geometry and factors for arrays of these layouts."""
+        lines, factors = self._lines(source, result)
+        g, k = np.zeros(kernels.FIELDS, np.int64), kernels
+        for i, (line, factor) in enumerate(zip(lines, factors)):
+            g[i : k.TILES : 3] = (
+                line.source_size, line.source_stride * source.itemsize, line.size, line.result_stride * source.itemsize,
+                min(line.shifts), factor.taps, factor.outputs, factor.cells,
+            )  # fmt: skip
+            g[k.TILES + i] = -(-line.size // factor.outputs)
+        if factors[0] == IDENTITY:
+            g[k.TILES] = 1
+        if self.lanes * source.itemsize != 64:
+            each = self.lanes // factors[2].outputs
+            g[k.TILES + 2] = -(-int(g[k.TILES + 2]) // each) * each
+        g[k.SOURCE_IMAGE], g[k.SOURCE_CHANNEL], g[k.RESULT_IMAGE], g[k.RESULT_CHANNEL] = *source.strides[:2], *result.strides[:2]
+        g[k.GATHERED], g[k.SCATTERED] = lines[2].source_stride != 1, lines[2].result_stride != 1
+        g[k.STACKS] = g[k.TILES + 1] * g[k.TILES + 2] * len(source) * (lines[0].size if factors[0] == IDENTITY else 1)
+        self._share(g, threads)
+        fields = table_fields(factors[1], factors[2])
+        g[k.TILE : k.LOADS] = fields.tile, fields.run, fields.staged, *fields[5:]
+        g[k.LOADS] = loads(factors[2])
+        return g, factors
+
+    def _lines(self, source: AnyArray, result: AnyArray) -> tuple[list[Line], tuple[Factor, ...]]:
+        """The axes as they lie in memory, and their factors: a lone transformed depth takes the place of the height."""
+        p, item = self.problem, source.itemsize
+        lines = merged([
+            Line(n, s // item, axis.size, t // item, 1, axis.shifts)
+            for axis, n, s, t in zip((axis_parts(p, i)[0] for i in range(3)), source.shape[2:], source.strides[2:], result.strides[2:])
+        ])  # fmt: skip
+        left = iter([factor for factor in self.factors if factor != IDENTITY])
+        factors = [IDENTITY if len(line.shifts) == 1 else next(left) for line in lines]
+        if factors[1] == IDENTITY:
+            lines[:2], factors[:2] = lines[1::-1], factors[1::-1]
+        return lines, tuple(factors)
+
+    def _share(self, g: NDArray[np.int64], threads: int) -> None:
+        """Cut the work into tasks, and the sizes of their workspace."""
+        p, k, lanes = self.problem, kernels, self.lanes
+        g[k.MODE], g[k.TRANSPOSED] = PADDING_MODES.index(p.padding_mode), p.transposed
+        g[k.GROUPS], g[k.CHANNELS], g[k.FILTERS], g[k.PRODUCTS] = p.groups, self.channels, self.filters, self.products
+        g[k.DEPTHS] = min(g[k.TILES], self.most_depths)
+        most = max(lanes, self.most // int(g[k.DEPTHS]) // lanes * lanes)
+        stacks = int(g[k.STACKS])
+        blocks = -(-stacks // most)
+        g[k.BLOCK] = -(-stacks // (blocks * lanes)) * lanes
+        g[k.ROW_BLOCKS], g[k.SPLITS] = min(self.rows, self.row_blocks), 1
+        g[k.TASKS] = p.groups * -(-stacks // int(g[k.BLOCK])) * -(-int(g[k.TILES]) // int(g[k.DEPTHS])) * g[k.SPLITS]
+        vectors = -(-int(g[k.BLOCK] * g[k.DEPTHS]) // lanes)
+        panels = -(-vectors // TILE_VECTORS)
+        g[k.WIDTH] = -(-vectors // panels) * lanes
+        g[k.CELL_STEP] = panels * g[k.CHANNELS] * g[k.WIDTH] + k.GAP
+        g[k.SUM_ROW] = panels * g[k.WIDTH] + lanes
+        g[k.SUM_STEP] = g[k.ROW_BLOCKS] * TILE_ROWS * g[k.SUM_ROW] + k.GAP
+        g[k.PLANES] = (g[k.DEPTHS] - 1) * g[k.OUTPUTS] + g[k.CELLS]
+        g[k.MOST_GROUPS] = -(-int(g[k.BLOCK]) // int(g[k.OUTPUTS + 2])) + 1
+
+
+def _address(array: AnyArray) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address

@@ -1,0 +1,461 @@
+"""The kernels of Winograd convolution: tasks, tables of tiles, the three steps of a task, and the repair of what is not finite."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import prange
+
+from ..arrays import AnyArray
+from ..padding import PADDING, source_index
+from .compile import kernel
+from .gemm import TILE_ROWS
+from .simd import lanes_of, load_element, store_element
+from .threads import next_task
+from .winograd_products import multiply_panel
+from .winograd_transforms import NOTHING, cell_lane, restore_group, transform_group
+
+CHAIN = 64  # channels in one chain of multiply-adds; the chains' sums are added up
+GAP = 16  # elements between the products of a tile beyond their data: without it they share cache sets
+ALIGNMENT = 64
+LINE = 2  # vectors of a staged row
+
+# Fields of the geometry, an int64 array.  First three axes each, then single numbers; addresses, steps and strides in bytes.
+SOURCE_SIZE, SOURCE_STRIDE, RESULT_SIZE, RESULT_STRIDE, SHIFT, TAPS, OUTPUTS, CELLS, TILES = range(0, 27, 3)
+(
+    SOURCE, SOURCE_IMAGE, SOURCE_CHANNEL, RESULT, RESULT_IMAGE, RESULT_CHANNEL, MODE, TRANSPOSED, GATHERED, SCATTERED,
+    GROUPS, CHANNELS, FILTERS, PRODUCTS, STACKS, BLOCK, DEPTHS, ROW_BLOCKS, SPLITS, TASKS,
+    WIDTH, CELL_STEP, SUM_STEP, SUM_ROW, PLANES, MOST_GROUPS,
+    TILE, RUN, STAGED, ROWS_IN, MASKS_IN, ROWS_OUT, MASKS_OUT, TABLE, LOADS, FIELDS,
+) = range(27, 63)  # fmt: skip
+
+_source_index = kernel()(source_index)
+_cell_lane = kernel()(cell_lane)
+
+
+class Workspace(NamedTuple):
+    """Memory of one thread."""
+
+    cells: AnyArray  # transformed cells of a task's tiles: see transform_group
+    sums: AnyArray  # sums of some filters: see restore_group
+    ring: AnyArray  # planes of products
+    lines: AnyArray  # rows of cells or results that are not side by side in memory
+    nothing: AnyArray  # zeros to read, then a place to write, for rows that are not there
+    table: AnyArray  # int64, one entry for each group, and one for rows in ``lines``
+    numbers: AnyArray  # int32 (group, 3, lane): the groups' lane numbers
+    bad: AnyArray  # int64, whether a group has results that are not finite
+    total: AnyArray  # one pixel of some filters
+
+
+class Task(NamedTuple):
+    """A block of tiles, some tiles deep, of one group of channels, in so many groups of lanes."""
+
+    group: int
+    tile: int
+    tiles: int
+    depth: int
+    depths: int
+    groups: int
+
+
+# ---- tasks -------------------------------------------------------------------------------------------------------------
+@kernel()
+def worker(shape, geometry, weight, filters, bias, counter):  # type: ignore[no-untyped-def]
+    """Tasks until none is left: each a block of tiles, some tiles deep, and a share of the filters.
+
+    shape : the factors; weight : transformed, see pack_weight; filters : (groups, channels, taps, filters); bias : all filters'.
+    """
+    g = geometry
+    work = _workspace(g, weight)
+    row_blocks = -(-g[FILTERS] // TILE_ROWS)
+    passes = -(-row_blocks // g[ROW_BLOCKS])
+    listed = cleared = -1
+    while True:
+        number = next_task(counter)
+        if number >= g[TASKS]:
+            break
+        split, task = number % g[SPLITS], _task(g, number // g[SPLITS])
+        if task.tile != listed:
+            groups = _list_groups(g, task, work, weight.itemsize)
+            listed = task.tile
+        task = Task(task.group, task.tile, task.tiles, task.depth, task.depths, groups)
+        used = task.tiles * task.depths
+        if used != cleared:
+            _clear_tail(g, used, work)
+            cleared = used
+        _transform(shape, g, task, work)
+        for step in range(passes * split // g[SPLITS], passes * (split + 1) // g[SPLITS]):
+            row = step * g[ROW_BLOCKS]
+            rows = min(g[ROW_BLOCKS], row_blocks - row)
+            _multiply(g, weight, task.group * row_blocks + row, rows, used, work)
+            first, count = row * TILE_ROWS, min(rows * TILE_ROWS, g[FILTERS] - row * TILE_ROWS)
+            if _restore(shape, g, task, first, count, bias, work):
+                _repair(g, task, first, count, filters, bias, work)
+
+
+@kernel(parallel=True)
+def team(threads, shape, geometry, weight, filters, bias, counter):  # type: ignore[no-untyped-def]
+    for _ in prange(threads):
+        worker(shape, geometry, weight, filters, bias, counter)
+
+
+@kernel()
+def _workspace(g, like):  # type: ignore[no-untyped-def]
+    lanes = lanes_of(like)
+    planes = max(g[CELLS], g[OUTPUTS]) * g[CELLS + 1] * g[CELLS + 2]
+    lines = np.zeros(g[PLANES] * g[OUTPUTS + 2] * g[CELLS + 1] * LINE * lanes, like.dtype)
+    table = np.empty((g[MOST_GROUPS] + 1) * g[TABLE], np.int64)
+    work = Workspace(
+        _aligned(g[PRODUCTS] * g[CELL_STEP], like), _aligned(g[PRODUCTS] * g[SUM_STEP], like), _aligned(planes * lanes, like), lines,
+        np.zeros(2 * LINE * lanes, like.dtype), table, np.zeros(g[MOST_GROUPS] * 3 * lanes, np.int32),
+        np.zeros(g[MOST_GROUPS], np.int64), np.empty(g[ROW_BLOCKS] * TILE_ROWS, like.dtype),
+    )  # fmt: skip
+    _line_entry(g, table[g[MOST_GROUPS] * g[TABLE] :], lanes, like.itemsize)
+    return work
+
+
+@kernel()
+def _aligned(size, like):  # type: ignore[no-untyped-def]
+    spare = ALIGNMENT // like.itemsize
+    memory = np.empty(size + spare, like.dtype)
+    return memory[-memory.ctypes.data // like.itemsize % spare :]
+
+
+@kernel()
+def _task(g, number):  # type: ignore[no-untyped-def]
+    """Stacks of tiles first, so that the table of a block of tiles serves all of them."""
+    chunks, tiles = -(-g[TILES] // g[DEPTHS]), g[STACKS]
+    depth, number = number % chunks * g[DEPTHS], number // chunks
+    blocks = -(-tiles // g[BLOCK])
+    tile, group = number % blocks * g[BLOCK], number // blocks
+    return Task(group, tile, min(g[BLOCK], tiles - tile), depth, min(g[DEPTHS], g[TILES] - depth), 0)
+
+
+@kernel()
+def _clear_tail(g, used, work):  # type: ignore[no-untyped-def]
+    """Zero the lanes beyond the ``used`` ones that are computed with them: what lies in fresh memory may be slow to add up."""
+    lanes = lanes_of(work.cells)
+    end = -(-used // lanes) * lanes
+    for lane in range(used, end):
+        panel, column = lane // g[WIDTH], lane % g[WIDTH]
+        for p in range(g[PRODUCTS]):
+            start = p * g[CELL_STEP] + panel * g[CHANNELS] * g[WIDTH] + column
+            for channel in range(g[CHANNELS]):
+                work.cells[start + channel * g[WIDTH]] = 0
+    for p in range(g[PRODUCTS]):
+        for f in range(g[ROW_BLOCKS] * TILE_ROWS):
+            start = p * g[SUM_STEP] + f * g[SUM_ROW] + end
+            work.sums[start : start + lanes] = 0
+
+
+# ---- tables ------------------------------------------------------------------------------------------------------------
+@kernel()
+def _list_groups(g, task, work, item):  # type: ignore[no-untyped-def]
+    """Fill the table and the lane numbers for the tiles of a task; the number of groups."""
+    lanes = lanes_of(work.cells)
+    segments, across = g[OUTPUTS + 2], g[TILES + 2]
+    each, tile, last = lanes // segments, task.tile, task.tile + task.tiles
+    groups = at = 0
+    while tile < last:
+        entry = work.table[groups * g[TABLE] : (groups + 1) * g[TABLE]]
+        numbers = work.numbers[groups * 3 * lanes : (groups + 1) * 3 * lanes]
+        staged, count = g[GATHERED], 0
+        for s in range(segments):
+            run = max(0, min(each, across - tile % across, last - tile))
+            column = tile % across * segments + g[SHIFT + 2]
+            outside = column < 0 or column + (run - 1) * segments + g[CELLS + 2] > g[SOURCE_SIZE + 2]
+            if run > 0 and outside and g[MODE] != 0:
+                staged = 1
+            entry[g[TILE] + s], entry[g[RUN] + s] = tile, run
+            _number_lanes(s, run, count, segments, lanes, numbers)
+            tile, count = tile + run, count + run
+        entry[0], entry[1], entry[g[STAGED]] = at, count, staged
+        for s in range(segments):
+            _fill_segment(g, entry, s, lanes)
+        groups, at = groups + 1, at + count
+    return groups
+
+
+@kernel()
+def _number_lanes(segment, run, count, segments, lanes, numbers):  # type: ignore[no-untyped-def]
+    """Lanes of the shuffles for the ``run`` tiles of a segment: ``count`` lanes are in use before them."""
+    each, half = lanes // segments, lanes // 2
+    for i in range(run):
+        tile = segment * each + i
+        numbers[count + i] = _cell_lane(tile, segments, lanes)
+        place = (1 + tile // half) * lanes + 2 * (tile % half)
+        numbers[place], numbers[place + 1] = count + i, lanes + count + i
+
+
+@kernel()
+def _fill_segment(g, entry, s, lanes):  # type: ignore[no-untyped-def]
+    """Offsets and masks of one segment of a group."""
+    tile, run = entry[g[TILE] + s], entry[g[RUN] + s]
+    image, depth, height, width = _place(g, tile)
+    plane, down, up = 0, g[CELLS + 1], g[OUTPUTS + 1]
+    result = image * g[RESULT_IMAGE] + width * g[RESULT_STRIDE + 2]
+    if g[CELLS] == 1:  # the depth is no transformed axis: every plane has tiles of its own
+        plane = _source_index(depth + g[SHIFT], g[SOURCE_SIZE], g[MODE])
+        result += depth * g[RESULT_STRIDE]
+    column = width + g[SHIFT + 2]
+    source = image * g[SOURCE_IMAGE] + plane * g[SOURCE_STRIDE] + (0 if entry[g[STAGED]] else column * g[SOURCE_STRIDE + 2])
+    for r in range(down):
+        h = _source_index(height + r + g[SHIFT + 1], g[SOURCE_SIZE + 1], g[MODE])
+        there = run > 0 and plane != PADDING and h != PADDING
+        entry[g[ROWS_IN] + s * down + r] = source + h * g[SOURCE_STRIDE + 1] if there else NOTHING
+    for k in range(g[LOADS]):
+        start = column + k * g[OUTPUTS + 2]
+        low, high = min(lanes, max(0, -start)), min(lanes, max(0, g[SOURCE_SIZE + 2] - start))
+        entry[g[MASKS_IN] + s * g[LOADS] + k] = ((1 << high) - 1) & ~((1 << low) - 1)
+    for i in range(up):
+        there = run > 0 and height + i < g[RESULT_SIZE + 1]
+        entry[g[ROWS_OUT] + s * up + i] = result + (height + i) * g[RESULT_STRIDE + 1] if there else NOTHING
+    entry[g[MASKS_OUT] + s] = (1 << _columns(g, width, run)) - 1
+
+
+@kernel()
+def _line_entry(g, entry, lanes, item):  # type: ignore[no-untyped-def]
+    """The table's entry for rows that lie in ``lines``."""
+    for s in range(g[OUTPUTS + 2]):
+        for r in range(g[CELLS + 1]):
+            entry[g[ROWS_IN] + s * g[CELLS + 1] + r] = (s * g[CELLS + 1] + r) * LINE * lanes * item
+        for i in range(g[OUTPUTS + 1]):
+            entry[g[ROWS_OUT] + s * g[OUTPUTS + 1] + i] = (s * g[OUTPUTS + 1] + i) * LINE * lanes * item
+        entry[g[MASKS_OUT] + s] = (1 << lanes) - 1
+        for k in range(g[LOADS]):
+            entry[g[MASKS_IN] + s * g[LOADS] + k] = (1 << lanes) - 1
+
+
+@kernel()
+def _place(g, tile):  # type: ignore[no-untyped-def]
+    """Image, depth, height and width of a tile's first result; the depth is 0 where it is a transformed axis."""
+    width, rest = tile % g[TILES + 2] * g[OUTPUTS + 2], tile // g[TILES + 2]
+    height, rest = rest % g[TILES + 1] * g[OUTPUTS + 1], rest // g[TILES + 1]
+    if g[CELLS] == 1:
+        return rest // g[RESULT_SIZE], rest % g[RESULT_SIZE], height, width
+    return rest, 0, height, width
+
+
+@kernel()
+def _columns(g, width, run):  # type: ignore[no-untyped-def]
+    """Results in one row of a segment that starts at column ``width``."""
+    return max(0, min(run * g[OUTPUTS + 2], g[RESULT_SIZE + 2] - width))
+
+
+# ---- the steps of a task -----------------------------------------------------------------------------------------------
+@kernel()
+def _transform(shape, g, task, work):  # type: ignore[no-untyped-def]
+    """Transformed cells of all channels."""
+    lanes, item = lanes_of(work.cells), work.cells.itemsize
+    source = g[SOURCE] + task.group * g[CHANNELS] * g[SOURCE_CHANNEL]
+    count, size = (task.depths - 1) * g[OUTPUTS] + g[CELLS], len(work.lines) // g[PLANES]
+    planes, line_planes = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    for k in range(count if g[CELLS] > 1 else 0):
+        d = _source_index(task.depth * g[OUTPUTS] + k + g[SHIFT], g[SOURCE_SIZE], g[MODE])
+        planes[k] = NOTHING if d == PADDING else d * g[SOURCE_STRIDE]
+        line_planes[k] = NOTHING if d == PADDING else k * size * item
+    ring, nothing, lines = work.ring.ctypes.data, work.nothing.ctypes.data, work.lines.ctypes.data
+    for i in range(task.groups):
+        entry, in_lines, first_lane = i * g[TABLE], g[MOST_GROUPS] * g[TABLE], i * 3 * lanes
+        own = work.table[entry : entry + g[TABLE]]
+        if not own[g[STAGED]]:
+            transform_group(
+                shape, work.cells, g[CELL_STEP], g[WIDTH], g[CHANNELS], work.table, entry, work.numbers, first_lane,
+                source, g[SOURCE_CHANNEL], 0, g[CHANNELS], planes, count, task.tiles, ring, nothing,
+            )  # fmt: skip
+        else:
+            work.table[in_lines], work.table[in_lines + 1] = own[0], own[1]
+            for channel in range(g[CHANNELS]):
+                for k in range(count):
+                    if planes[k] != NOTHING:
+                        base = source + channel * g[SOURCE_CHANNEL] + planes[k]
+                        _gather(g, own, base, work.lines[k * size : (k + 1) * size])
+                transform_group(
+                    shape, work.cells, g[CELL_STEP], g[WIDTH], g[CHANNELS], work.table, in_lines, work.numbers, first_lane,
+                    lines, 0, channel, 1, line_planes, count, task.tiles, ring, nothing,
+                )  # fmt: skip
+
+
+@kernel()
+def _gather(g, entry, base, lines):  # type: ignore[no-untyped-def]
+    """Copy a group's rows of cells to lines: any stride, any padding mode."""
+    length, down, stride = LINE * lanes_of(lines), g[CELLS + 1], g[SOURCE_STRIDE + 2]
+    for s in range(g[OUTPUTS + 2]):
+        column = _place(g, entry[g[TILE] + s])[3] + g[SHIFT + 2]
+        cells = (entry[g[RUN] + s] - 1) * g[OUTPUTS + 2] + g[CELLS + 2] if entry[g[RUN] + s] > 0 else 0
+        for r in range(down):
+            line = lines[(s * down + r) * length : (s * down + r + 1) * length]
+            offset = entry[g[ROWS_IN] + s * down + r]
+            for q in range(cells):
+                w = _source_index(column + q, g[SOURCE_SIZE + 2], g[MODE])
+                line[q] = 0 if offset == NOTHING or w == PADDING else load_element(base + offset + w * stride, lines)
+
+
+@kernel()
+def _multiply(g, weight, block, rows, used, work):  # type: ignore[no-untyped-def]
+    """Sums over the channels, for ``rows`` row blocks of filters from number ``block`` of all on and ``used`` lanes."""
+    lanes = lanes_of(weight)
+    for p in range(g[PRODUCTS]):
+        for first in range(0, g[CHANNELS], CHAIN):
+            at = ((block * g[PRODUCTS] + p * rows) * g[CHANNELS] + first * rows) * TILE_ROWS
+            for panel in range(-(-used // g[WIDTH])):
+                cells = p * g[CELL_STEP] + (panel * g[CHANNELS] + first) * g[WIDTH]
+                vectors = -(-min(g[WIDTH], used - panel * g[WIDTH]) // lanes)
+                multiply_panel(
+                    weight, at, rows, work.cells, cells, g[WIDTH], min(CHAIN, g[CHANNELS] - first), vectors,
+                    work.sums, p * g[SUM_STEP] + panel * g[WIDTH], g[SUM_ROW], first,
+                )  # fmt: skip
+
+
+@kernel()
+def _restore(shape, g, task, first, count, bias, work):  # type: ignore[no-untyped-def]
+    """Results of ``count`` filters of the group from number ``first`` on; whether some are not finite, ``bad`` telling where."""
+    lanes, item, size = lanes_of(bias), bias.itemsize, len(work.lines) // g[PLANES]
+    ring, nothing, lines = work.ring.ctypes.data, work.nothing.ctypes.data + LINE * lanes * item, work.lines.ctypes.data
+    filter = task.group * g[FILTERS] + first
+    for i in range(task.groups):
+        entry, in_lines, first_lane = i * g[TABLE], g[MOST_GROUPS] * g[TABLE], (i * 3 + 1) * lanes
+        work.table[in_lines], work.table[in_lines + 1] = work.table[entry], work.table[entry + 1]
+        work.bad[i] = 0
+        for j in range(task.depths):
+            at, planes = j * task.tiles + work.table[entry], 1
+            base = g[RESULT] + filter * g[RESULT_CHANNEL]
+            if g[CELLS] > 1:
+                plane = (task.depth + j) * g[OUTPUTS]
+                planes, base = min(g[OUTPUTS], g[RESULT_SIZE] - plane), base + plane * g[RESULT_STRIDE]
+            if not g[SCATTERED]:
+                work.bad[i] |= restore_group(
+                    shape, work.sums, at, g[SUM_STEP], g[SUM_ROW], work.table, entry, work.numbers, first_lane,
+                    base, g[RESULT_CHANNEL], count, bias, filter, g[RESULT_STRIDE], planes, ring, nothing,
+                )  # fmt: skip
+            else:
+                for f in range(count):
+                    work.bad[i] |= restore_group(
+                        shape, work.sums, at + f * g[SUM_ROW], g[SUM_STEP], 0, work.table, in_lines, work.numbers, first_lane,
+                        lines, 0, 1, bias, filter + f, size * item, planes, ring, nothing,
+                    )  # fmt: skip
+                    for d in range(planes):
+                        to = base + f * g[RESULT_CHANNEL] + d * g[RESULT_STRIDE]
+                        _scatter(g, work.table[entry : entry + g[TABLE]], to, work.lines[d * size : (d + 1) * size])
+    return work.bad[: task.groups].any()
+
+
+@kernel()
+def _scatter(g, entry, base, lines):  # type: ignore[no-untyped-def]
+    """Copy rows of results from their lines to where they belong."""
+    length, up = LINE * lanes_of(lines), g[OUTPUTS + 1]
+    for s in range(g[OUTPUTS + 2]):
+        columns = _columns(g, _place(g, entry[g[TILE] + s])[3], entry[g[RUN] + s])
+        for i in range(up):
+            offset = entry[g[ROWS_OUT] + s * up + i]
+            if offset != NOTHING:
+                for q in range(columns):
+                    store_element(base + offset + q * g[RESULT_STRIDE + 2], lines[(s * up + i) * length + q])
+
+
+# ---- results that are not finite ---------------------------------------------------------------------------------------
+@kernel()
+def _repair(g, task, first, count, filters, bias, work):  # type: ignore[no-untyped-def]
+    """Compute by the definition what is not finite in the results of ``count`` filters of the group from number ``first`` on."""
+    result = g[RESULT] + (task.group * g[FILTERS] + first) * g[RESULT_CHANNEL]
+    last = min(g[RESULT_SIZE], (task.depth + task.depths) * g[OUTPUTS])
+    for i in range(task.groups):
+        entry = work.table[i * g[TABLE] : (i + 1) * g[TABLE]]
+        for s in range(g[OUTPUTS + 2] if work.bad[i] else 0):
+            image, plane, height, width = _place(g, entry[g[TILE] + s])
+            columns = _columns(g, width, entry[g[RUN] + s])
+            for d in range(plane, plane + 1) if g[CELLS] == 1 else range(task.depth * g[OUTPUTS], last):
+                for h in range(height, min(height + g[OUTPUTS + 1], g[RESULT_SIZE + 1])):
+                    for w in range(width, width + columns):
+                        at = result + image * g[RESULT_IMAGE] + d * g[RESULT_STRIDE]
+                        at += h * g[RESULT_STRIDE + 1] + w * g[RESULT_STRIDE + 2]
+                        if not _finite(at, g[RESULT_CHANNEL], count, bias):
+                            _define(g, task.group, image, d, h, w, first, filters, bias, work.total[:count])
+                            _replace(at, g[RESULT_CHANNEL], work.total[:count])
+
+
+@kernel()
+def _finite(address, step, count, like):  # type: ignore[no-untyped-def]
+    for f in range(count):
+        if not np.isfinite(load_element(address + f * step, like)):
+            return False
+    return True
+
+
+@kernel()
+def _replace(address, step, total):  # type: ignore[no-untyped-def]
+    """Store the sums where the result is not finite: what is finite is kept, so that no bit depends on its neighbours."""
+    for f in range(len(total)):
+        if not np.isfinite(load_element(address + f * step, total)):
+            store_element(address + f * step, total[f])
+
+
+@kernel()
+def _define(g, group, image, d, h, w, first, filters, bias, total):  # type: ignore[no-untyped-def]
+    """The sums of one pixel: bias, then channels, then taps.  Padding is a value; beyond a gradient's source there is none."""
+    total[:] = bias[group * g[FILTERS] + first : group * g[FILTERS] + first + len(total)]
+    at = group * g[CHANNELS] * g[TAPS] * g[TAPS + 1] * g[TAPS + 2] * g[FILTERS] + first
+    for channel in range(group * g[CHANNELS], (group + 1) * g[CHANNELS]):
+        source = g[SOURCE] + image * g[SOURCE_IMAGE] + channel * g[SOURCE_CHANNEL]
+        for kd in range(g[TAPS]):
+            sd = _source_index(d + kd + g[SHIFT], g[SOURCE_SIZE], g[MODE])
+            for kh in range(g[TAPS + 1]):
+                sh = _source_index(h + kh + g[SHIFT + 1], g[SOURCE_SIZE + 1], g[MODE])
+                for kw in range(g[TAPS + 2]):
+                    sw = _source_index(w + kw + g[SHIFT + 2], g[SOURCE_SIZE + 2], g[MODE])
+                    there = sd != PADDING and sh != PADDING and sw != PADDING
+                    if there or not g[TRANSPOSED]:
+                        place = sd * g[SOURCE_STRIDE] + sh * g[SOURCE_STRIDE + 1] + sw * g[SOURCE_STRIDE + 2]
+                        x = load_element(source + place, total) if there else total.dtype.type(0)
+                        for f in range(len(total)):
+                            total[f] += x * filters[at + f]
+                    at += g[FILTERS]
+
+
+# ---- packing -----------------------------------------------------------------------------------------------------------
+@kernel()
+def pack_weight(filters, depth, height, width, groups, channels, count, rows, packed):  # type: ignore[no-untyped-def]
+    """Transform filters (groups, channels, taps, count), in double precision, into the order in which :func:`_multiply` reads them.
+
+    depth, height, width : the weight matrices, float64; count : filters of a group; rows : row blocks of one pass.
+    packed : groups, passes, products, chains, row blocks of the pass, channels of the chain, TILE_ROWS; zero rows last.
+    """
+    row_blocks = -(-count // TILE_ROWS)
+    taps = depth.shape[1] * height.shape[1] * width.shape[1]
+    products = len(depth) * len(height) * len(width)
+    first_axis, second_axis = np.empty(taps * 8 * TILE_ROWS), np.empty(products * TILE_ROWS)
+    numbers, across = np.zeros(taps * TILE_ROWS), np.empty(products * TILE_ROWS)
+    for block in range(groups * row_blocks):
+        group, row = block // row_blocks, block % row_blocks
+        start = row // rows * rows
+        together, present = min(rows, row_blocks - start), min(TILE_ROWS, count - row * TILE_ROWS)
+        numbers[:] = 0
+        for channel in range(channels):
+            for tap in range(taps):
+                at = ((group * channels + channel) * taps + tap) * count + row * TILE_ROWS
+                for r in range(present):
+                    numbers[tap * TILE_ROWS + r] = filters[at + r]
+            _contract(numbers, width, depth.shape[1] * height.shape[1], TILE_ROWS, first_axis)
+            _contract(first_axis, height, depth.shape[1], len(width) * TILE_ROWS, second_axis)
+            _contract(second_axis, depth, 1, len(height) * len(width) * TILE_ROWS, across)
+            chain = channel // CHAIN * CHAIN
+            length = min(CHAIN, channels - chain)
+            for p in range(products):
+                at = ((group * row_blocks + start) * products + p * together) * channels + chain * together
+                at = (at + (row - start) * length + channel - chain) * TILE_ROWS
+                for r in range(TILE_ROWS):
+                    packed[at + r] = across[p * TILE_ROWS + r]
+
+
+@kernel()
+def _contract(numbers, matrix, before, after, result):  # type: ignore[no-untyped-def]
+    """result[b, t, a] = sum over k of matrix[t, k] * numbers[b, k, a]."""
+    for b in range(before):
+        for t in range(len(matrix)):
+            to = result[(b * len(matrix) + t) * after : (b * len(matrix) + t + 1) * after]
+            to[:] = 0
+            for k in range(matrix.shape[1]):
+                source = numbers[(b * matrix.shape[1] + k) * after : (b * matrix.shape[1] + k + 1) * after]
+                for a in range(after):
+                    to[a] += matrix[t, k] * source[a]

@@ -1,0 +1,409 @@
+"""The code of Winograd's transforms, generated for any factors along depth, height and width, and of the products between them.
+
+A *group* is one vector of tiles.  Its lanes are filled by *segments*: one for each result of a tile along the last axis, each a vector of
+neighbouring cells of one row, so that the segments' vectors hold exactly one vector of tiles.  Segments may lie in different rows,
+and are shortened where a row ends: the shuffles that separate the phases of a tile then pick the lanes in use, which stand first.
+
+Along width and height cells go from memory to memory in registers.  Along depth, transformed planes wait in a ring, so that the planes
+that two tiles share are transformed once.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from ..arrays import AnyArray
+from .simd import I64, Vectors, data_pointer, int64
+from .winograd_matrices import IDENTITY, Factor, Matrix
+
+NOTHING = -(1 << 63)
+"""The offset of a row that is not there."""
+
+AHEAD = 2
+"""How many channels (filters) ahead their rows are prefetched."""
+
+
+# ---- factors as compile-time constants ---------------------------------------------------------------------------------
+@functools.cache
+def shape_of(factors: tuple[Factor, ...]) -> AnyArray:
+    """The factors of depth, height and width in a form that Numba compiles kernels for: the shapes of the fields of an empty array."""
+    return np.zeros(0, [(name, np.int8, factor) for name, factor in zip(("depth", "height", "width"), factors)])
+
+
+def _factors(shape: Any) -> list[Factor]:
+    """The factors from the Numba type of what :func:`shape_of` returns."""
+    return [Factor(*field.type.shape) for field in shape.dtype.fields.values()]
+
+
+class Fields(NamedTuple):
+    """Where the entries of one group start in its row of the table, an int64 array."""
+
+    at: int  # lanes of the groups before this one
+    count: int  # lanes in use
+    staged: int  # whether its rows are copied to a line of their own before they are read
+    tile: int  # (segment,): number of its first tile
+    run: int  # (segment,): number of its tiles
+    rows_in: int  # (segment, row of cells): byte offset of the first cell, or NOTHING
+    masks_in: int  # (segment, load): cells that exist, each load ``outputs`` cells further on
+    rows_out: int  # (segment, row of results): byte offset of the first result, or NOTHING
+    masks_out: int  # (segment,): results that exist
+    size: int
+
+
+def table_fields(height: Factor, width: Factor) -> Fields:
+    """Fields for the factors of the two last axes."""
+    segments = width.outputs
+    lengths = (1, 1, 1, segments, segments, segments * height.cells, segments * loads(width), segments * height.outputs, segments)
+    return Fields(*itertools.accumulate(lengths, initial=0))
+
+
+def loads(width: Factor) -> int:
+    """Loads that fetch the cells of all tiles of one segment."""
+    return -(-width.cells // width.outputs)
+
+
+# ---- a matrix times vectors --------------------------------------------------------------------------------------------
+Row = dict[int, tuple[Fraction, Any]]
+"""One row of a product: coefficient and vector of each term, by the vector's number."""
+
+
+def multiply(v: Vectors, matrix: Matrix, x: Sequence[Any]) -> list[Any]:
+    """matrix @ x for vectors x, in few operations, nearly all of them fused.
+
+    Points +-p make pairs of columns equal but for signs in the output matrix: then x[i] + x[j] and x[i] - x[j] stand in for x[i] and x[j].
+    In the input matrix they make pairs of rows e + o and e - o, whose parts are computed once.
+    """
+    rows = _rows(v, matrix, x)
+    done: dict[int, Any] = {}
+    for i, j in itertools.combinations(range(len(rows)), 2):
+        if not {i, j} & done.keys() and _mirrored(rows[i], rows[j]):
+            even = [term for key, term in rows[i].items() if term == rows[j][key]]
+            odd = [term for key, term in rows[i].items() if term != rows[j][key]]
+            e, scale = _combination(v, even), odd[-1][0]
+            o = _combination(v, [(c / scale, value) for c, value in odd])
+            done[i], done[j] = v.fma(v.constant(float(scale)), o, e), v.fma(v.constant(float(-scale)), o, e)
+    return [done[i] if i in done else _combination(v, list(row.values())) for i, row in enumerate(rows)]
+
+
+def _rows(v: Vectors, matrix: Matrix, x: Sequence[Any]) -> list[Row]:
+    """The terms of matrix @ x, row by row."""
+    columns = list(zip(*matrix))
+    rows: list[Row] = [{} for _ in matrix]
+    left = dict(enumerate(x))
+    for i, j in itertools.combinations(range(len(columns)), 2):
+        signs = {a == b for a, b in zip(columns[i], columns[j]) if a != 0}
+        if {i, j} <= left.keys() and signs == {True, False} and all(abs(a) == abs(b) for a, b in zip(columns[i], columns[j])):
+            first, second = left.pop(i), left.pop(j)
+            total, difference = v.builder.fadd(first, second), v.builder.fsub(first, second)
+            for row, a, b in zip(rows, columns[i], columns[j]):
+                row[i if a == b else j] = (a, total if a == b else difference)
+    for i, value in left.items():
+        for row, a in zip(rows, columns[i]):
+            row[i] = (a, value)
+    return [{key: term for key, term in row.items() if term[0] != 0} for row in rows]
+
+
+def _mirrored(first: Row, second: Row) -> bool:
+    """Whether two rows are e + o and e - o, both parts being there."""
+    if first.keys() != second.keys():
+        return False
+    pairs = [(term[0], second[key][0]) for key, term in first.items()]
+    return {a == b for a, b in pairs} == {True, False} and all(abs(a) == abs(b) for a, b in pairs)
+
+
+def _combination(v: Vectors, terms: Sequence[tuple[Fraction, Any]]) -> Any:
+    """The sum of coefficient * vector: one chain of multiply-adds from a vector of coefficient 1, or from a product."""
+    start = next((i for i, (c, _) in enumerate(terms) if c == 1), 0)
+    c, total = terms[start]
+    if c != 1:
+        total = v.builder.fmul(v.constant(float(c)), total)
+    for i, (c, value) in enumerate(terms):
+        if i != start:
+            total = v.fma(v.constant(float(c)), value, total)
+    return total
+
+
+# ---- lanes -------------------------------------------------------------------------------------------------------------
+def cell_lane(tile: int, outputs: int, lanes: int) -> int:
+    """Where the last shuffle of :func:`_phases` finds phase 0 of a tile of the group, all segments being full, in its two vectors."""
+    if outputs == 4:
+        return tile // (lanes // 2) * lanes + tile % (lanes // 2)
+    return tile * outputs
+
+
+def _phases(v: Vectors, segments: list[Any], wanted: int, pick: Any) -> list[Any]:
+    """Phases 0 ... wanted - 1 of the tiles of a group: vector p holds cell p of every tile, in the lanes in use.
+
+    ``pick`` points to :func:`cell_lane` of the tile in each lane in use; None where all segments are full.
+    """
+    outputs, half = len(segments), v.lanes // 2
+    if outputs == 1:
+        return segments
+    full = [cell_lane(tile, outputs, v.lanes) for tile in range(v.lanes)]
+    if outputs == 2:
+        return [_picked(v, segments[0], segments[1], full, pick, p) for p in range(wanted)]
+    found = []
+    for p in range(0, wanted, 2):
+        pair = [outputs * tile + p + i for i in range(2) for tile in range(half)]
+        low, high = (v.shuffle(segments[2 * i], segments[2 * i + 1], pair) for i in range(2))
+        found += [_picked(v, low, high, full, pick, i * half) for i in range(2)]
+    return found[:wanted]
+
+
+def result_lanes(half: int, lanes: int) -> list[int]:
+    """Lanes of two vectors, phases p and p + 1 of the results, which alternate for the first (0) or second (1) half of the tiles."""
+    return [phase * lanes + half * (lanes // 2) + tile for tile in range(lanes // 2) for phase in range(2)]
+
+
+def _segments(v: Vectors, phases: list[Any], spread: Any) -> list[Any]:
+    """The opposite of :func:`_phases`; ``spread`` points to :func:`result_lanes` of the lanes in use, both halves."""
+    if len(phases) == 1:
+        return phases
+    halves = []
+    for p in range(0, len(phases), 2):
+        pointers = (None if spread is None else v.builder.gep(spread, [int64(i * v.lanes)]) for i in range(2))
+        halves.append([_picked(v, phases[p], phases[p + 1], result_lanes(i, v.lanes), at, 0) for i, at in enumerate(pointers)])
+    if len(phases) == 2:
+        return halves[0]
+    quarter = v.lanes // 4
+    pairs = [[(i * quarter + tile) * 2 for tile in range(quarter)] for i in range(2)]
+    lanes = [[at + k for at in pair for k in (0, 1, v.lanes, v.lanes + 1)] for pair in pairs]
+    return [v.shuffle(halves[0][half], halves[1][half], lanes[i]) for half in range(2) for i in range(2)]
+
+
+def _picked(v: Vectors, a: Any, b: Any, full: list[int], pointer: Any, offset: int) -> Any:
+    if pointer is None:
+        return v.shuffle(a, b, [lane + offset for lane in full])
+    return v.pick(a, b, pointer, offset)
+
+
+# ---- transforms --------------------------------------------------------------------------------------------------------
+class _Group:
+    """One group of tiles as emitted code sees it: its row of the table and its picked lanes.
+
+    nothing : byte address that stands for rows that are not there.  ahead : bytes from a row to one that is prefetched.
+    """
+
+    def __init__(self, v: Vectors, factors: Sequence[Factor], table: Any, lanes: Any, nothing: Any, ahead: Any) -> None:
+        self.v, self.table, self.nothing, self.ahead = v, table, nothing, ahead
+        self.depth, self.height, self.width = factors
+        self.fields = table_fields(self.height, self.width)
+        self.lanes = lanes if v.picks else None
+        self.at, self.count = self.entry(self.fields.at), self.entry(self.fields.count)
+
+    @property
+    def products(self) -> int:
+        """Products of one plane of a tile."""
+        return self.height.cells * self.width.cells
+
+    def entry(self, index: int) -> Any:
+        return self.v.builder.load(self.v.builder.gep(self.table, [int64(index)]))
+
+    def mask(self, index: int) -> Any:
+        return self.v.mask_of(self.entry(index))
+
+    def row(self, index: int, base: Any, prefetch: Callable[[Any], None]) -> Any:
+        """Pointer to the row whose offset is an entry of the table."""
+        b, offset = self.v.builder, self.entry(index)
+        address = b.select(_absent(b, offset), self.nothing, b.add(base, offset))
+        prefetch(self.v.pointer(b.add(address, self.ahead)))
+        return self.v.pointer(address)
+
+    def plane(self, ring: Any, number: Any) -> Any:
+        """Pointer to a plane of products, one vector each, in a ring of planes."""
+        return self.v.at(ring, self.v.builder.mul(number, int64(self.products * self.v.lanes)))
+
+
+def _absent(builder: Any, offset: Any) -> Any:
+    return builder.icmp_signed("==", offset, int64(NOTHING))
+
+
+class _Panels:
+    """Where transformed cells go: element step * product + (panel * channels + channel) * width + column."""
+
+    def __init__(self, v: Vectors, cells: Any, step: Any, width: Any, channels: Any) -> None:
+        self.v, self.cells, self.step, self.width = v, cells, step, width
+        self.panel = v.builder.mul(channels, width)
+
+    def place(self, position: Any, count: Any) -> None:
+        """The lanes that follow are number ``position`` and the next ``count`` - 1, which may reach into another panel."""
+        b, v = self.v.builder, self.v
+        column = b.srem(position, self.width)
+        self.offset = b.add(b.mul(b.sdiv(position, self.width), self.panel), column)
+        room = b.sub(self.width, column)
+        self.here, self.rest = b.and_(v.first(count), v.first(room)), b.and_(v.first(count), b.not_(v.first(room)))
+        self.crosses = b.icmp_signed("<", room, count)
+
+    def store(self, channel: Any, values: Sequence[Any], products: Sequence[Any]) -> None:
+        b, v = self.v.builder, self.v
+        row = v.at(self.cells, b.add(self.offset, b.mul(channel, self.width)))
+        pointers = [v.at(row, b.mul(self.step, int64(p) if isinstance(p, int) else p)) for p in products]
+        for value, pointer in zip(values, pointers):
+            v.masked_store(value, pointer, self.here)
+        with b.if_then(self.crosses, likely=False):
+            for value, pointer in zip(values, pointers):
+                v.masked_store(value, v.at(pointer, b.sub(self.panel, self.width)), self.rest)
+
+
+@intrinsic
+def transform_group(  # type: ignore[no-untyped-def]
+    typingctx, shape, cells, step, width, all_channels, table, entry, lanes, first_lane,
+    source, channel_step, channel, channels, planes, plane_count, tiles, ring, nothing,
+):  # fmt: skip
+    """Transform the cells of one group of tiles for ``channels`` channels from number ``channel`` on.
+
+    cells : array to be filled: product p of channel c of lane l is element p * step + (panel * all_channels + c) * width + column, where
+        (panel, column) = divmod(at + l, width).  A depth factor makes a stack of tiles, each ``tiles`` lanes further on.
+    table : int64 array, the group's row at ``entry``; lanes : int32 array, the group's at ``first_lane``.
+    source : byte address that the row offsets are relative to; channel_step : bytes from channel to channel.
+    planes : int64 array of ``plane_count`` byte offsets of source planes, or NOTHING; not read without a depth factor.
+    ring, nothing : byte addresses of workspace, (depth.cells, products of a plane, lanes), and of a line of zeros.
+    """
+    n = types.int64
+    return types.void(shape, cells, n, n, n, table, n, lanes, n, n, n, n, n, planes, n, n, n, n), _emit_transform
+
+
+def _emit_transform(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def pointer(position: int) -> Any:
+        return data_pointer(context, builder, signature.args[position], arguments[position])
+
+    v = Vectors(builder, signature.args[1].dtype)
+    source, channel_step, channel, channels = arguments[9:13]
+    plane_count, tiles, ring, nothing = arguments[14:]
+    table, lanes = builder.gep(pointer(5), [arguments[6]]), builder.gep(pointer(7), [arguments[8]])
+    group = _Group(v, _factors(signature.args[0]), table, lanes, nothing, builder.mul(channel_step, int64(AHEAD)))
+    panels = _Panels(v, pointer(1), *arguments[2:5])
+    if group.depth == IDENTITY:
+        panels.place(group.at, group.count)
+    with cgutils.for_range(builder, channels) as loop:
+        base, number = builder.add(source, builder.mul(loop.index, channel_step)), builder.add(channel, loop.index)
+        if group.depth == IDENTITY:
+            _emit_plane(group, base, functools.partial(panels.store, number))
+        else:
+            _emit_stack(group, base, panels, number, pointer(13), plane_count, tiles, v.pointer(ring))
+    return context.get_dummy_value()
+
+
+def _emit_plane(group: _Group, base: Any, store: Callable[[Sequence[Any], Sequence[int]], None]) -> None:
+    """Transform the cells of one channel and plane along width and height."""
+    v, height, width, fields = group.v, group.height, group.width, group.fields
+    segments, count = range(width.outputs), loads(width)
+    across = []
+    for r in range(height.cells):
+        rows = [group.row(fields.rows_in + s * height.cells + r, base, v.prefetch_for_reading) for s in segments]
+        cells = []
+        for k in range(count):
+            masks = [group.mask(fields.masks_in + s * count + k) for s in segments]
+            vectors = [v.masked_load(v.at(row, k * width.outputs), mask) for row, mask in zip(rows, masks)]
+            cells += _phases(v, vectors, min(width.outputs, width.cells - k * width.outputs), group.lanes)
+        across.append(multiply(v, width.input, cells))
+    for c in range(width.cells):
+        store(multiply(v, height.input, [row[c] for row in across]), [r * width.cells + c for r in range(height.cells)])
+
+
+def _emit_stack(group: _Group, base: Any, panels: _Panels, channel: Any, planes: Any, count: Any, tiles: Any, ring: Any) -> None:
+    """Transform a stack of tiles of one channel, plane by plane; the last depth.cells planes are kept in a ring."""
+    v, depth, b = group.v, group.depth, group.v.builder
+    with cgutils.for_range(b, count) as loop:
+        slot = group.plane(ring, b.srem(loop.index, int64(depth.cells)))
+        offset = b.load(b.gep(planes, [loop.index]))
+        with b.if_else(_absent(b, offset), likely=False) as (padding, there):
+            with padding, cgutils.for_range(b, int64(group.products)) as product:
+                v.store(v.zero, v.at(slot, b.mul(product.index, int64(v.lanes))))
+            with there:
+                _emit_plane(group, b.add(base, offset), functools.partial(_keep, v, slot))
+        done = b.sub(loop.index, int64(depth.cells - 1))
+        whole = b.icmp_signed("==", b.srem(done, int64(depth.outputs)), int64(0))
+        with b.if_then(b.and_(b.icmp_signed(">=", done, int64(0)), whole)):
+            panels.place(b.add(group.at, b.mul(b.sdiv(done, int64(depth.outputs)), tiles)), group.count)
+            slots = [group.plane(ring, b.srem(b.add(done, int64(k)), int64(depth.cells))) for k in range(depth.cells)]
+            with cgutils.for_range(b, int64(group.products)) as product:
+                values = multiply(v, depth.input, [v.load(v.at(slot, b.mul(product.index, int64(v.lanes)))) for slot in slots])
+                panels.store(channel, values, [b.add(product.index, int64(k * group.products)) for k in range(depth.cells)])
+
+
+def _keep(v: Vectors, slot: Any, values: Sequence[Any], products: Sequence[int]) -> None:
+    for value, product in zip(values, products):
+        v.store(value, v.at(slot, product * v.lanes))
+
+
+@intrinsic
+def restore_group(  # type: ignore[no-untyped-def]
+    typingctx, shape, sums, first, step, row_step, table, entry, lanes, first_lane,
+    result, channel_step, filters, bias, first_bias, depth_step, depths, ring, nothing,
+):  # fmt: skip
+    """The opposite of :func:`transform_group`: results of one group of tiles for ``filters`` filters.
+
+    sums : array; product p of filter f of lane l is element first + p * step + f * row_step + l.
+    table : int64 array, the group's row at ``entry``; lanes : int32 array, the group's at ``first_lane``.
+    result : byte address that the row offsets are relative to; channel_step : bytes from filter to filter.
+    bias : array of the dtype, that of filter 0 at ``first_bias``.
+    depth_step, depths : bytes from plane to plane and number of planes that exist; not read without a depth factor.
+    ring, nothing : byte addresses of workspace, (depth.outputs, products of a plane, lanes), and of a line where rows may go that are
+        not there.
+
+    Returns 1 where some result is not finite, else 0.
+    """
+    n = types.int64
+    return types.int64(shape, sums, n, n, n, table, n, lanes, n, n, n, n, bias, n, n, n, n, n), _emit_restore
+
+
+def _emit_restore(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def pointer(position: int) -> Any:
+        return data_pointer(context, builder, signature.args[position], arguments[position])
+
+    v = Vectors(builder, signature.args[1].dtype)
+    first, step, row_step = arguments[2:5]
+    result, channel_step, filters = arguments[9:12]
+    depth_step, depths, ring, nothing = arguments[14:]
+    table, lanes = builder.gep(pointer(5), [arguments[6]]), builder.gep(pointer(7), [arguments[8]])
+    group = _Group(v, _factors(signature.args[0]), table, lanes, nothing, builder.mul(channel_step, int64(AHEAD)))
+    bad = cgutils.alloca_once_value(builder, v.no_lane)
+    with cgutils.for_range(builder, filters) as loop:
+        base = builder.add(result, builder.mul(loop.index, channel_step))
+        start = v.at(v.at(pointer(1), first), builder.mul(loop.index, row_step))
+        added = v.broadcast(v.at(pointer(12), builder.add(arguments[13], loop.index)))
+        if group.depth == IDENTITY:
+            _emit_results(group, base, start, step, added, bad)
+        else:
+            _emit_depths(group, start, step, v.pointer(ring))
+            with cgutils.for_range(builder, depths) as plane:
+                row = builder.add(base, builder.mul(plane.index, depth_step))
+                _emit_results(group, row, group.plane(v.pointer(ring), plane.index), int64(v.lanes), added, bad)
+    bits = v.bits_of(builder.and_(builder.load(bad), v.first(group.count)))
+    return builder.zext(builder.icmp_unsigned("!=", bits, bits.type(0)), I64)
+
+
+def _emit_depths(group: _Group, sums: Any, step: Any, planes: Any) -> None:
+    """Sums of the products of each plane of results from those of a stack."""
+    v, depth, b = group.v, group.depth, group.v.builder
+    with cgutils.for_range(b, int64(group.products)) as loop:
+        numbers = [b.add(loop.index, int64(k * group.products)) for k in range(depth.cells)]
+        values = multiply(v, depth.output, [v.load(v.at(sums, b.mul(step, p))) for p in numbers])
+        for number, value in zip(numbers, values):
+            v.store(value, v.at(planes, b.mul(number, int64(v.lanes))))
+
+
+def _emit_results(group: _Group, base: Any, sums: Any, step: Any, bias: Any, bad: Any) -> None:
+    """Store the results of one filter and plane; the mask at ``bad`` gets the lanes where some are not finite."""
+    v, height, width, fields, b = group.v, group.height, group.width, group.fields, group.v.builder
+    down = []
+    for c in range(width.cells):
+        products = [b.mul(step, int64(r * width.cells + c)) for r in range(height.cells)]
+        down.append(multiply(v, height.output, [v.load(v.at(sums, p)) for p in products]))
+    total = v.zero
+    for i in range(height.outputs):
+        results = [b.fadd(value, bias) for value in multiply(v, width.output, [column[i] for column in down])]
+        total = b.fadd(total, functools.reduce(b.fadd, results))  # an infinity stays, or turns NaN
+        for s, segment in enumerate(_segments(v, results, group.lanes)):
+            row = group.row(fields.rows_out + s * height.outputs + i, base, v.prefetch_for_writing)
+            v.masked_store(segment, row, group.mask(fields.masks_out + s))
+    b.store(b.or_(b.load(bad), b.fcmp_unordered("uno", b.fsub(total, total), v.zero)), bad)
