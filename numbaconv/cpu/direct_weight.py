@@ -146,6 +146,11 @@ class WeightGradSetup:
         return geometry, segments, taps
 
     @property
+    def seconds(self) -> float:
+        """Estimated time of one image on one thread."""
+        return self.problem.per_image.flops * 1e-10
+
+    @property
     def workspace(self) -> int:
         geometry, _, taps = self._tables
         narrow, wide = self._dtypes
@@ -182,4 +187,4 @@ class WeightGradSetup:
             taps,
             tasks,
         )
-        launch(weight_grad_rows, weight_grad_rows_team, arguments, tasks, len(source) * p.per_image.flops / 1e10)
+        launch(weight_grad_rows, weight_grad_rows_team, arguments, tasks, len(source) * self.seconds)
