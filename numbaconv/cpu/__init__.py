@@ -3,5 +3,6 @@
 from ..choose import Algorithm
 from .direct import Direct
 from .implicit_gemm import ImplicitGemm
+from .weight_grad import WeightGemm
 
-ALGORITHMS: tuple[Algorithm, ...] = (ImplicitGemm(), Direct())
+ALGORITHMS: tuple[Algorithm, ...] = (ImplicitGemm(), WeightGemm(), Direct())

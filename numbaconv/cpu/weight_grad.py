@@ -1,0 +1,569 @@
+"""Weight gradients of float32 and float64 as matrix products over the output pixels, block by block of the gradient.
+
+``dW[o, c, k] = sum over n, y of grad[n, o, y] * input[n, c, y * stride + k * dilation - padding]`` is a product of the output gradients
+(o, pixels) with input cells ((c, k), pixels).  A task owns a block of dW and walks over the images in *strips*: boxes of output pixels
+whose operands fit the caches.  Of a strip the input cells, padding filled in, are copied to a scratch of short rows where every tap
+finds its neighbours side by side (without padding they are read in place): im2col is never formed.  The vectors' lanes are output
+channels where there are enough of them in a group, and neighbouring pixels where there are few (see ``weight_tiles``).
+
+Order of the sums, which neither threads nor memory layouts change: the products of a strip form one chain of multiply-adds a lane, row
+after row; up to RUN strips are added up one after the other, such runs likewise, and at last the shares into which the strips of
+all images are cut where dW has too few blocks to keep threads busy.  The shares depend on the problem and its batch size.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numba import prange
+from numba.core import config
+from numpy.typing import NDArray
+
+from ..arguments import PADDING_MODES
+from ..arrays import AnyArray
+from ..choose import Accuracy
+from ..padding import PADDING
+from ..problem import Problem, Triple
+from .compile import kernel
+from .gemm import TILE_ROWS, TILE_VECTORS
+from .rows import axis_segments, index_of
+from .simd import lanes_of, load_element, store_element
+from .target import target
+from .threads import launch, most_threads, next_task
+from .weight_tiles import DOT_TILES, add_channel_tile, copy_row, dot_tile, transpose
+
+CHANNEL_PIXELS = 256  # output pixels of a strip whose lanes are channels: its panel stays in the first-level cache
+PIXEL_PIXELS = 2048  # and of one whose lanes are pixels: its lanes are summed up only then
+RUN = 64  # strips
+SUMS_BYTES = 300_000  # of a block of dW, in the second-level cache
+SCRATCH_BYTES = 600_000
+TASKS = 32  # as many blocks and shares as keep threads busy
+TASK_SECONDS = 250e-6  # of a share, at least
+BYTES_A_SECOND = 1e10  # of shares that are added up
+
+# The cost model, in cycles: of copying a line of cells, a vector of them, of transposing a column, of storing a tile, of starting a block.
+LINE_CYCLES = 10.0
+VECTOR_CYCLES = 4.0
+TRANSPOSE_CYCLES = 5.0
+TILE_CYCLES = 40.0
+BLOCK_CYCLES = 300.0
+CYCLES_A_SECOND = 2.5e9
+
+# Fields of the geometry, an int64 array: first three axes each, then single numbers, then address and five strides (elements) of an array.
+OUT, IN, KERNEL, STRIDE, DILATION, PAD, STRIPS, BOX, SEGMENTS = range(0, 27, 3)
+(
+    MODE, IMAGES, GROUPS, CHANNELS, FILTERS, CHANNEL_BLOCK, FILTER_BLOCK, GROUP_BLOCK, CHANNEL_BLOCKS, FILTER_BLOCKS, BLOCKS, SHARES,
+    KIND, IN_PLACE, GRAD_IN_PLACE, GRAD_MERGES, RESULT_MERGES, ROW, PLANE, CHANNEL, GRAD_ROW, SCRATCH, PANEL, SUMS_STEP, GROUP_SUMS,
+) = range(27, 52)  # fmt: skip
+SOURCE, GRAD, RESULT, FIELDS = 52, 58, 64, 70
+
+CHANNEL_LANES = len(DOT_TILES)
+"""The KIND of a block whose lanes are output channels; a smaller one is the number of a dot tile."""
+
+
+# ---- the worker --------------------------------------------------------------------------------------------------------
+@kernel()
+def _worker(geometry, segments, places, partial, counter):  # type: ignore[no-untyped-def]
+    """Tasks until none is left: each a block of dW summed over a share of the strips; one of several shares goes to ``partial``."""
+    g = geometry
+    strips = g[IMAGES] * g[STRIPS] * g[STRIPS + 1] * g[STRIPS + 2]
+    scratch, panel = np.zeros(g[SCRATCH], partial.dtype), np.zeros(g[PANEL], partial.dtype)
+    size = g[GROUP_BLOCK] * g[GROUP_SUMS]
+    sums, totals = np.empty(size, partial.dtype), np.empty(size, partial.dtype)
+    cells = np.empty(g[CHANNEL_BLOCK] * g[KERNEL] * g[KERNEL + 1] * g[KERNEL + 2] + 32, np.int64)
+    grads = np.empty(g[FILTER_BLOCK] + 32, np.int64)
+    lines = np.empty((g[SCRATCH] // max(1, g[ROW]) + 1, 3), np.int64)
+    starts = np.empty(2 * g[BOX] * g[BOX + 1], np.int64)
+    while True:
+        task = next_task(counter)
+        if task >= g[BLOCKS] * g[SHARES]:
+            break
+        share, block = task % g[SHARES], task // g[SHARES]
+        first, last = strips * share // g[SHARES], strips * (share + 1) // g[SHARES]
+        runs = max(1, -(-(last - first) // RUN))
+        _place_cells(g, block, places, cells)
+        for run in range(runs):
+            sums[:] = 0
+            for strip in range(first + run * RUN, min(first + (run + 1) * RUN, last)):
+                _add_strip(g, block, strip, segments, cells, grads, lines, starts, scratch, panel, sums)
+            if run == 0 and runs > 1:
+                totals[:] = sums
+            elif run > 0:
+                totals += sums
+        if runs > 1:
+            sums[:] = totals
+        if g[SHARES] > 1:
+            partial[task * size : (task + 1) * size] = sums
+        else:
+            _store_block(g, block, sums)
+
+
+@kernel(parallel=True)
+def _team(threads, geometry, segments, places, partial, counter):  # type: ignore[no-untyped-def]
+    for _ in prange(threads):
+        _worker(geometry, segments, places, partial, counter)
+
+
+@kernel()
+def _add_shares(geometry, partial, counter):  # type: ignore[no-untyped-def]
+    """Worker: each task adds up the shares of one block, in order, and writes it to dW."""
+    g = geometry
+    size = g[GROUP_BLOCK] * g[GROUP_SUMS]
+    while True:
+        block = next_task(counter)
+        if block >= g[BLOCKS]:
+            break
+        start = block * g[SHARES] * size
+        sums = partial[start : start + size]
+        for share in range(1, g[SHARES]):
+            sums += partial[start + share * size : start + (share + 1) * size]
+        _store_block(g, block, sums)
+
+
+@kernel(parallel=True)
+def _add_shares_team(threads, geometry, partial, counter):  # type: ignore[no-untyped-def]
+    for _ in prange(threads):
+        _add_shares(geometry, partial, counter)
+
+
+@kernel()
+def _block(g, block):  # type: ignore[no-untyped-def]
+    """Of a block of dW: first and last group, first filter and their number, first channel and their number (inside a group)."""
+    c, rest = block % g[CHANNEL_BLOCKS], block // g[CHANNEL_BLOCKS]
+    f, rest = rest % g[FILTER_BLOCKS], rest // g[FILTER_BLOCKS]
+    channel, filter = g[CHANNELS] * c // g[CHANNEL_BLOCKS], g[FILTERS] * f // g[FILTER_BLOCKS]
+    channels = g[CHANNELS] * (c + 1) // g[CHANNEL_BLOCKS] - channel
+    filters = g[FILTERS] * (f + 1) // g[FILTER_BLOCKS] - filter
+    return rest * g[GROUP_BLOCK], min((rest + 1) * g[GROUP_BLOCK], g[GROUPS]), filter, filters, channel, channels
+
+
+@kernel()
+def _place_cells(g, block, places, cells):  # type: ignore[no-untyped-def]
+    """Offsets (elements) of what the taps of a block's channels read for a strip's first pixel; the last one is repeated to fill tiles."""
+    channels = _block(g, block)[5]
+    kd, kh, kw = g[KERNEL], g[KERNEL + 1], g[KERNEL + 2]
+    r = 0
+    for c in range(channels):
+        for i in range(kd):
+            for j in range(kh):
+                for k in range(kw):
+                    if g[IN_PLACE]:
+                        cells[r] = c * g[SOURCE + 2] + i * g[DILATION] * g[SOURCE + 3]
+                        cells[r] += j * g[DILATION + 1] * g[SOURCE + 4] + k * g[DILATION + 2] * g[SOURCE + 5]
+                    else:
+                        cells[r] = c * g[CHANNEL] + places[i] * g[PLANE] + places[kd + j] * g[ROW] + places[kd + kh + k]
+                    r += 1
+    for spare in range(r, min(r + 32, len(cells))):
+        cells[spare] = cells[r - 1]
+
+
+# ---- strips ------------------------------------------------------------------------------------------------------------
+@kernel()
+def _add_strip(g, block, strip, segments, cells, grads, lines, starts, scratch, panel, sums):  # type: ignore[no-untyped-def]
+    """Add what one strip gives to a block of dW."""
+    first_group, last_group, filter, filters, channel, channels = _block(g, block)
+    item = sums.itemsize
+    w, rest = strip % g[STRIPS + 2], strip // g[STRIPS + 2]
+    h, rest = rest % g[STRIPS + 1], rest // g[STRIPS + 1]
+    d, image = rest % g[STRIPS], rest // g[STRIPS]
+    d0, h0, w0 = g[OUT] * d // g[STRIPS], g[OUT + 1] * h // g[STRIPS + 1], g[OUT + 2] * w // g[STRIPS + 2]
+    planes, rows = g[OUT] * (d + 1) // g[STRIPS] - d0, g[OUT + 1] * (h + 1) // g[STRIPS + 1] - h0
+    columns = g[OUT + 2] * (w + 1) // g[STRIPS + 2] - w0
+    found = 0 if g[IN_PLACE] else _find_lines(g, segments, d0, h0, planes, rows, lines)
+    _find_starts(g, planes, rows, starts)
+    grad_strip = image * g[GRAD + 1] + d0 * g[GRAD + 3] + h0 * g[GRAD + 4] + w0 * g[GRAD + 5]
+    for group in range(first_group, last_group):
+        source = g[SOURCE] + (image * g[SOURCE + 1] + (group * g[CHANNELS] + channel) * g[SOURCE + 2]) * item
+        if g[IN_PLACE]:
+            corner = d0 * g[STRIDE] * g[SOURCE + 3] + h0 * g[STRIDE + 1] * g[SOURCE + 4] + w0 * g[STRIDE + 2] * g[SOURCE + 5]
+            source += corner * item
+        else:
+            _copy_cells(g, segments, lines[:found], source, channels, w0, columns, scratch)
+            source = scratch.ctypes.data
+        grad = g[GRAD] + (grad_strip + (group * g[FILTERS] + filter) * g[GRAD + 2]) * item
+        at = (group - first_group) * g[GROUP_SUMS]
+        taps = channels * g[KERNEL] * g[KERNEL + 1] * g[KERNEL + 2]
+        if g[KIND] == CHANNEL_LANES:
+            _add_channel_lanes(g, grad, filters, planes, rows, columns, panel, source, cells, taps, starts, sums, at)
+        else:
+            _add_pixel_lanes(g, grad, grads, filters, planes, rows, columns, panel, source, cells, taps, starts, sums, at)
+
+
+@kernel()
+def _find_lines(g, segments, d0, h0, planes, rows, lines):  # type: ignore[no-untyped-def]
+    """The rows of one channel's scratch: (offset of the source row, position in the scratch, whether all of it is padding)."""
+    found = 0
+    for s in range(g[SEGMENTS], g[SEGMENTS + 1]):
+        for i in range(segments[s, 2] - g[BOX] + planes):
+            depth = index_of(d0 * g[STRIDE] - g[PAD] + segments[s, 0] + i * g[STRIDE], g[IN], g[MODE])
+            for t in range(g[SEGMENTS + 1], g[SEGMENTS + 2]):
+                for j in range(segments[t, 2] - g[BOX + 1] + rows):
+                    height = index_of(h0 * g[STRIDE + 1] - g[PAD + 1] + segments[t, 0] + j * g[STRIDE + 1], g[IN + 1], g[MODE])
+                    lines[found, 0] = depth * g[SOURCE + 3] + height * g[SOURCE + 4]
+                    lines[found, 1] = (segments[s, 1] + i) * g[PLANE] + (segments[t, 1] + j) * g[ROW]
+                    lines[found, 2] = depth == PADDING or height == PADDING
+                    found += 1
+    return found
+
+
+@kernel()
+def _find_starts(g, planes, rows, starts):  # type: ignore[no-untyped-def]
+    """Where each row of output pixels starts, relative to the strip's first: in the source or its scratch, or pairs of both operands."""
+    j = 0
+    for d in range(planes):
+        for h in range(rows):
+            if g[IN_PLACE]:
+                source = d * g[STRIDE] * g[SOURCE + 3] + h * g[STRIDE + 1] * g[SOURCE + 4]
+            else:
+                source = d * g[PLANE] + h * g[ROW]
+            if g[KIND] == CHANNEL_LANES:
+                starts[j] = source
+            else:
+                starts[2 * j] = d * g[GRAD + 3] + h * g[GRAD + 4] if g[GRAD_IN_PLACE] else j * g[GRAD_ROW]
+                starts[2 * j + 1] = source
+            j += 1
+
+
+@kernel()
+def _copy_cells(g, segments, lines, source, channels, w0, columns, scratch):  # type: ignore[no-untyped-def]
+    """Fill the scratch with the cells that the taps of some channels read; ``source`` is the byte address of the first channel."""
+    item, across, step = scratch.itemsize, g[SOURCE + 5], g[STRIDE + 2]
+    for s in range(g[SEGMENTS + 2], len(segments)):
+        first, length = w0 * step - g[PAD + 2] + segments[s, 0], segments[s, 2] - g[BOX + 2] + columns
+        low = min(length, max(0, -(first // step)))  # cells [low, high) lie inside the row
+        high = max(low, min(length, (g[IN + 2] - 1 - first) // step + 1))
+        for c in range(channels):
+            for i in range(len(lines)):
+                row = source + (c * g[SOURCE + 2] + lines[i, 0]) * item
+                position = c * g[CHANNEL] + lines[i, 1] + segments[s, 1]
+                copy_row(row + first * across * item, step * across, low, 0 if lines[i, 2] else high, scratch, position, length)
+                if g[MODE] != 0:
+                    for begin, end in ((0, low), (high, length)):
+                        for q in range(begin, end):
+                            cell = index_of(first + q * step, g[IN + 2], g[MODE])
+                            scratch[position + q] = load_element(row + cell * across * item, scratch)
+
+
+# ---- products of a strip -----------------------------------------------------------------------------------------------
+@kernel()
+def _add_channel_lanes(g, grad, filters, planes, rows, columns, panel, source, cells, taps, starts, sums, at):  # type: ignore[no-untyped-def]
+    """Add a strip's products to sums[at:], (taps, filters): the taps of some channels are rows of tiles, filters their lanes."""
+    lanes = lanes_of(sums)
+    step = g[STRIDE + 2] * g[SOURCE + 5] if g[IN_PLACE] else 1
+    vectors = -(-filters // lanes)
+    panels = -(-vectors // TILE_VECTORS)
+    for p in range(panels):
+        first, last = vectors * p // panels, vectors * (p + 1) // panels
+        for vector in range(first, last):
+            some = min(lanes, filters - vector * lanes)
+            address = grad + vector * lanes * g[GRAD + 2] * sums.itemsize
+            _pack_vector(g, address, some, planes, rows, columns, panel, (vector - first) * lanes, (last - first) * lanes)
+        for r in range(0, taps, TILE_ROWS):
+            place = at + r * g[SUMS_STEP] + first * lanes
+            add_channel_tile(source, cells, r, starts, planes * rows, columns, step, panel, 0, last - first, sums, place, g[SUMS_STEP])
+
+
+@kernel()
+def _pack_vector(g, grad, filters, planes, rows, columns, panel, lane, width):  # type: ignore[no-untyped-def]
+    """Write the output gradients of one vector of filters as panel[pixel * width + lane + filter]."""
+    item, across, lanes = panel.itemsize, g[GRAD + 5], lanes_of(panel)
+    if g[GRAD_MERGES]:
+        planes, rows, columns = 1, 1, planes * rows * columns
+    for d in range(planes):
+        for h in range(rows):
+            row = grad + (d * g[GRAD + 3] + h * g[GRAD + 4]) * item
+            pixel = (d * rows + h) * columns
+            for q in range(0, columns, lanes):
+                target = panel.ctypes.data + ((pixel + q) * width + lane) * item
+                transpose(row + q * across * item, g[GRAD + 2], across, filters, min(lanes, columns - q), target, width, panel)
+
+
+@kernel()
+def _add_pixel_lanes(g, grad, grads, filters, planes, rows, columns, panel, source, cells, taps, starts, sums, at):  # type: ignore[no-untyped-def]
+    """Add a strip's products to sums[at:], (filters, taps): output gradients, in place or copied to the panel, times their cells."""
+    across, down = (1, 9) if g[KIND] == 0 else DOT_TILES[1]
+    filter_step = g[GRAD + 2]
+    if not g[GRAD_IN_PLACE]:
+        filter_step = planes * rows * g[GRAD_ROW]
+        for o in range(filters):
+            for d in range(planes):
+                for h in range(rows):
+                    row = grad + (o * g[GRAD + 2] + d * g[GRAD + 3] + h * g[GRAD + 4]) * sums.itemsize
+                    copy_row(row, g[GRAD + 5], 0, columns, panel, o * filter_step + (d * rows + h) * g[GRAD_ROW], columns)
+        grad = panel.ctypes.data
+    for o in range(filters + across):
+        grads[o] = min(o, filters - 1) * filter_step
+    for o in range(0, filters, across):
+        for r in range(0, taps, down):
+            place = at + o * g[SUMS_STEP] + r
+            dot_tile(g[KIND], grad, grads, o, source, cells, r, starts, planes * rows, columns, sums, place, g[SUMS_STEP])
+
+
+# ---- the result --------------------------------------------------------------------------------------------------------
+@kernel()
+def _store_block(g, block, sums):  # type: ignore[no-untyped-def]
+    """Write the sums of a block to dW."""
+    first_group, last_group, filter, filters, channel, channels = _block(g, block)
+    taps, item = g[KERNEL] * g[KERNEL + 1] * g[KERNEL + 2], sums.itemsize
+    for group in range(first_group, last_group):
+        result = g[RESULT] + ((group * g[FILTERS] + filter) * g[RESULT + 1] + channel * g[RESULT + 2]) * item
+        own = sums[(group - first_group) * g[GROUP_SUMS] : (group - first_group + 1) * g[GROUP_SUMS]]
+        of_filter, of_tap = (1, g[SUMS_STEP]) if g[KIND] == CHANNEL_LANES else (g[SUMS_STEP], 1)
+        if g[RESULT_MERGES] and g[KIND] == CHANNEL_LANES:
+            _store_transposed(g, own, result, filters, channels * taps)
+        else:
+            _store_elements(g, own, of_filter, of_tap, result, filters, channels)
+
+
+@kernel()
+def _store_transposed(g, sums, result, filters, taps):  # type: ignore[no-untyped-def]
+    """Write sums (taps, filters) to rows of taps, a filter each."""
+    lanes, item = lanes_of(sums), sums.itemsize
+    for o in range(0, filters, lanes):
+        for r in range(0, taps, lanes):
+            source = sums.ctypes.data + (r * g[SUMS_STEP] + o) * item
+            target = result + (o * g[RESULT + 1] + r) * item
+            transpose(source, g[SUMS_STEP], 1, min(lanes, taps - r), min(lanes, filters - o), target, g[RESULT + 1], sums)
+
+
+@kernel()
+def _store_elements(g, sums, of_filter, of_tap, result, filters, channels):  # type: ignore[no-untyped-def]
+    """Write sums[filter * of_filter + tap * of_tap], taps counted over channels, to any layout."""
+    for o in range(filters):
+        tap = 0
+        for c in range(channels):
+            for i in range(g[KERNEL]):
+                for j in range(g[KERNEL + 1]):
+                    for k in range(g[KERNEL + 2]):
+                        offset = o * g[RESULT + 1] + c * g[RESULT + 2] + i * g[RESULT + 3] + j * g[RESULT + 4] + k * g[RESULT + 5]
+                        store_element(result + offset * sums.itemsize, sums[o * of_filter + tap * of_tap])
+                        tap += 1
+
+
+# ---- the algorithm -----------------------------------------------------------------------------------------------------
+class WeightGemm:
+    """The algorithm for weight gradients of float32 and float64."""
+
+    name = "weight_gemm"
+    accuracy: Accuracy = "definition"
+
+    def supports(self, problem: Problem) -> str | None:
+        if problem.direction != "weight_grad":
+            return "it computes gradients of the weight, not results or gradients of the input"
+        if problem.dtype not in ("float32", "float64"):
+            return f"it computes float32 and float64, not {problem.dtype}"
+        if config.DISABLE_JIT:
+            return "it is made of LLVM intrinsics, which need the compiler (NUMBA_DISABLE_JIT is set)"
+        if problem.in_per_group == 0:
+            return "there are no channels"
+        return None
+
+    def cost(self, problem: Problem) -> float:
+        return self.setup(problem).seconds
+
+    def setup(self, problem: Problem) -> WeightGemmSetup:
+        return WeightGemmSetup(problem.per_image)
+
+
+@dataclass(frozen=True)
+class Blocking:
+    """How a problem is cut, for one kind of lanes.
+
+    kind : CHANNEL_LANES or the number of a dot tile
+    strips : number of strips along each axis; box : output pixels of the largest along each
+    channels, filters, groups : of the largest block; channel_blocks, filter_blocks : in a group
+    sums_step, group_sums : elements of a row of a block's sums, and of all sums of a group in it
+    scratch, panel : elements of a task's copies
+    seconds : estimated time of one image on one thread
+    """
+
+    kind: int
+    strips: Triple
+    box: Triple
+    channels: int
+    filters: int
+    groups: int
+    channel_blocks: int
+    filter_blocks: int
+    sums_step: int
+    group_sums: int
+    scratch: int
+    panel: int
+    seconds: float
+
+
+def blocking(p: Problem, kind: int) -> Blocking:
+    lanes, item = target().lanes(p.dtype), np.dtype(p.dtype).itemsize
+    strips, box = cut(p.out_size, CHANNEL_PIXELS if kind == CHANNEL_LANES else PIXEL_PIXELS)
+    planes, lines, columns = (_cells(p, axis, box[axis], lanes) for axis in range(3))
+    channel = planes * lines * columns
+    if kind == CHANNEL_LANES:
+        across, down = lanes, TILE_ROWS
+        filters = _evenly(p.out_per_group, 8 * lanes)
+    else:
+        across, down = DOT_TILES[kind]
+        filters = _evenly(p.out_per_group, 16 * across)
+    padded = -(-filters // across) * across
+    most = min(SUMS_BYTES // (padded * p.taps * item), SCRATCH_BYTES // (channel * item))
+    channels = _evenly(p.in_per_group, max(1, most))
+    taps = -(-channels * p.taps // down) * down
+    step, rows = (padded, taps) if kind == CHANNEL_LANES else (taps, padded)
+    blocks = -(-p.in_per_group // channels), -(-p.out_per_group // filters)
+    groups = max(1, p.groups // TASKS) if blocks == (1, 1) else 1
+    panel = padded * math.prod(box) if kind == CHANNEL_LANES else filters * box[0] * box[1] * _up(box[2], lanes)
+    cycles = _strip_cycles(p, kind, box, channels, filters, planes * lines, columns) * math.prod(blocks) + BLOCK_CYCLES
+    seconds = p.groups * math.prod(strips) * cycles / CYCLES_A_SECOND
+    return Blocking(
+        kind, strips, box, channels, filters, groups, *blocks, step, step * rows, channels * channel + lanes, panel + lanes, seconds
+    )
+
+
+def cut(size: Triple, most: int) -> tuple[Triple, Triple]:
+    """The numbers of strips along the axes and the size of the largest: whole rows where they fit into ``most`` pixels."""
+    box = [1, 1, 1]
+    for axis in (2, 1, 0):
+        box[axis] = _evenly(size[axis], max(1, most))
+        most = most // box[axis] if box[axis] == size[axis] else 0
+    d, h, w = (-(-n // b) for n, b in zip(size, box))
+    return (d, h, w), (box[0], box[1], box[2])
+
+
+def _evenly(total: int, most: int) -> int:
+    """The largest of as few even parts as have at most ``most`` each."""
+    return -(-total // -(-total // most))
+
+
+def _up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+def _cells(p: Problem, axis: int, tile: int, lanes: int) -> int:
+    """Cells of a channel's scratch along an axis; rows end on whole vectors, which a copy always writes."""
+    _, place, length = axis_segments(p.kernel[axis], p.stride[axis], p.dilation[axis], tile)[0][-1]
+    return _up(place + _up(length, lanes), lanes) if axis == 2 else place + length
+
+
+def _strip_cycles(p: Problem, kind: int, box: Triple, channels: int, filters: int, lines: int, columns: int) -> float:
+    """Estimated cycles of one strip in one block: copies, then tiles."""
+    lanes = target().lanes(p.dtype)
+    pixels, taps = math.prod(box), channels * p.taps
+    copies = channels * lines * (LINE_CYCLES + columns / lanes * VECTOR_CYCLES)
+    if kind == CHANNEL_LANES:
+        vectors = -(-filters // lanes)
+        copies += vectors * _up(pixels, lanes) * TRANSPOSE_CYCLES
+        panels = -(-vectors // TILE_VECTORS)
+        pixel = TILE_ROWS * vectors / 2 + (panels if vectors == panels else 0)
+        return copies + -(-taps // TILE_ROWS) * (pixels * pixel + panels * TILE_CYCLES)
+    across, down = DOT_TILES[kind]
+    vectors = box[0] * box[1] * -(-box[2] // lanes)
+    vector = max(across * down / 2, across + down) + 2
+    return copies + -(-filters // across) * -(-taps // down) * (vectors * vector + across * TILE_CYCLES)
+
+
+@dataclass(frozen=True)
+class WeightGemmSetup:
+    """``run`` takes the output gradient (5-D) in place of a packed weight; nothing is packed."""
+
+    problem: Problem
+    packed_bytes: int = 0
+
+    @cached_property
+    def blocking(self) -> Blocking:
+        kinds = (CHANNEL_LANES, min(self.problem.out_per_group, 2) - 1)
+        return min((blocking(self.problem, kind) for kind in kinds), key=lambda b: b.seconds)
+
+    @property
+    def seconds(self) -> float:
+        """Estimated time of one image on one thread."""
+        return self.blocking.seconds
+
+    @property
+    def blocks(self) -> int:
+        b = self.blocking
+        return -(-self.problem.groups // b.groups) * b.channel_blocks * b.filter_blocks
+
+    @property
+    def workspace(self) -> int:
+        """Upper bound of the bytes that ``run`` allocates: of each thread its copies, sums and tables, and the shares."""
+        p, b = self.problem, self.blocking
+        item = np.dtype(p.dtype).itemsize
+        sums = b.groups * b.group_sums
+        tables = b.channels * p.taps + b.filters + 3 * (b.scratch // self._row + 1) + 2 * math.prod(b.box[:2]) + 64
+        each = (b.scratch + b.panel + 2 * sums) * item + tables * 8
+        shares = TASKS // self.blocks
+        return most_threads() * each + (shares * self.blocks * sums * item if shares > 1 else 0) + FIELDS * 8
+
+    @property
+    def _row(self) -> int:
+        return _cells(self.problem, 2, self.blocking.box[2], target().lanes(self.problem.dtype))
+
+    @cached_property
+    def _tables(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """The geometry without the fields that arrays decide; the segments and the places of the taps of all axes."""
+        p, b, g = self.problem, self.blocking, np.zeros(FIELDS, np.int64)
+        lanes = target().lanes(p.dtype)
+        axes = {
+            OUT: p.out_size, IN: p.in_size, KERNEL: p.kernel, STRIDE: p.stride, DILATION: p.dilation,
+            PAD: [lo for lo, _ in p.padding], STRIPS: b.strips, BOX: b.box,
+        }  # fmt: skip
+        for field, values in axes.items():
+            g[field : field + 3] = values
+        segments: list[list[int]] = []
+        places: list[int] = []
+        for axis in range(3):
+            g[SEGMENTS + axis] = len(segments)
+            own, taps = axis_segments(p.kernel[axis], p.stride[axis], p.dilation[axis], b.box[axis])
+            segments += own
+            places += taps
+        lines = _cells(p, 1, b.box[1], lanes)
+        g[MODE], g[GROUPS], g[CHANNELS], g[FILTERS] = PADDING_MODES.index(p.padding_mode), p.groups, p.in_per_group, p.out_per_group
+        g[CHANNEL_BLOCK], g[FILTER_BLOCK], g[GROUP_BLOCK] = b.channels, b.filters, b.groups
+        g[CHANNEL_BLOCKS], g[FILTER_BLOCKS], g[BLOCKS], g[KIND] = b.channel_blocks, b.filter_blocks, self.blocks, b.kind
+        g[ROW], g[PLANE], g[CHANNEL] = self._row, lines * self._row, _cells(p, 0, b.box[0], lanes) * lines * self._row
+        g[GRAD_ROW], g[SCRATCH], g[PANEL], g[SUMS_STEP], g[GROUP_SUMS] = _up(b.box[2], lanes), b.scratch, b.panel, b.sums_step, b.group_sums
+        return g, np.array(segments, np.int64), np.array(places, np.int64)
+
+    def pack(self, weight: AnyArray, bias: AnyArray | None) -> tuple[AnyArray, ...]:
+        raise NotImplementedError("a weight gradient has no weight to pack")
+
+    def run(self, source: AnyArray, packed: tuple[AnyArray, ...], result: AnyArray) -> None:
+        (grad,) = packed
+        fixed, segments, places = self._tables
+        g = fixed.copy()
+        self._place(g, source, grad, result)
+        seconds = self.seconds * len(source)
+        strips = len(source) * math.prod(self.blocking.strips)
+        shares = max(1, min(TASKS // self.blocks, int(seconds / TASK_SECONDS) // self.blocks, strips))
+        g[IMAGES], g[SHARES] = len(source), shares
+        partial = np.empty(int(shares * g[BLOCKS] * g[GROUP_BLOCK] * g[GROUP_SUMS]) if shares > 1 else 0, source.dtype)
+        launch(_worker, _team, (g, segments, places, partial), self.blocks * shares, seconds)
+        if shares > 1:
+            launch(_add_shares, _add_shares_team, (g, partial), self.blocks, partial.nbytes / BYTES_A_SECOND)
+
+    def _place(self, g: NDArray[np.int64], source: AnyArray, grad: AnyArray, result: AnyArray) -> None:
+        """Fill in the fields of the three layouts."""
+        p, b, item = self.problem, self.blocking, source.itemsize
+        steps = {}
+        for field, array in ((SOURCE, source), (GRAD, grad), (RESULT, result)):
+            steps[field] = [step // item for step in array.strides]
+            g[field] = array.__array_interface__["data"][0]
+            g[field + 1 : field + 6] = steps[field]
+        (_, _, d, h, w), (_, height, width) = steps[GRAD], p.out_size
+        unpadded = not any(map(any, p.padding))
+        g[IN_PLACE] = unpadded and (b.kind == CHANNEL_LANES or steps[SOURCE][4] * p.stride[2] == 1)
+        g[GRAD_IN_PLACE] = w == 1
+        g[GRAD_MERGES] = b.strips[2] == 1 and (b.box[1] == 1 or h == width * w) and (b.box[0] == 1 or d == height * width * w)
+        g[RESULT_MERGES] = follow(steps[RESULT][1:], (p.in_per_group, *p.kernel))
+
+
+def follow(steps: list[int], sizes: tuple[int, ...]) -> bool:
+    """Whether the elements of axes of these strides follow one another in memory."""
+    expected = 1
+    for step, size in zip(reversed(steps), reversed(sizes)):
+        if size > 1 and step != expected:
+            return False
+        expected *= size
+    return True

@@ -1,0 +1,333 @@
+"""The microkernels of weight gradients, as intrinsics: register tiles that sum over pixels, and the copies that feed them.
+
+Two roles for a vector's lanes.  In :func:`add_channel_tile` lanes are output channels: the output gradient comes transposed in a
+panel (pixels, output channels), and input cells are broadcast.  In :func:`dot_tile` lanes are neighbouring pixels of a row, and neither
+operand is rearranged; their sums over the lanes are taken at the end.  Both sum one chain of multiply-adds along the pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from numba.core import types
+from numba.extending import intrinsic
+
+from .gemm import TILE_ROWS, TILE_VECTORS
+from .simd import I64, Vectors, data_pointer, int64
+from .target import target
+
+DOT_TILES = ((1, 9), (4, 6) if target().registers >= 32 else (2, 5))
+"""Output gradients x input cells of a tile whose lanes are pixels: for one output channel a group, and for more."""
+
+
+# ---- lanes are output channels -----------------------------------------------------------------------------------------
+@intrinsic
+def add_channel_tile(  # type: ignore[no-untyped-def]
+    typingctx, source, offsets, first, starts, row_count, columns, step, panel, position, vectors, sums, at, sums_step
+):
+    """Add one tile of a weight gradient to ``sums``.
+
+    sums[at + r * sums_step + l] += sum over rows j < row_count, columns q < columns of
+        source[offsets[first + r] + starts[j] + q * step] * panel[position + (j * columns + q) * W + l]
+
+    for r < TILE_ROWS and l < W = vectors * lanes, 1 <= vectors <= TILE_VECTORS.
+
+    source : int64 byte address; offsets, starts : int64 arrays, in elements; panel, sums : one-dimensional contiguous arrays of one
+    dtype, float32 or float64.  All other arguments are int64 numbers, of elements; row_count and columns are at least 1.
+    """
+    n = types.int64
+    return types.void(n, offsets, n, starts, n, n, n, panel, n, n, sums, n, n), _emit_channel_tile
+
+
+def _emit_channel_tile(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    b = builder
+    source, _, first, _, row_count, columns, step, _, position, vectors, _, at, sums_step = arguments
+    v = Vectors(b, signature.args[7].dtype)
+
+    def element(argument: int, offset: Any) -> Any:
+        return b.gep(data_pointer(context, b, signature.args[argument], arguments[argument]), [offset])
+
+    cells = [v.at(v.pointer(source), b.load(b.gep(element(1, first), [int64(r)]))) for r in range(TILE_ROWS)]
+    starts, panel, sums = element(3, int64(0)), element(7, position), element(10, at)
+    end = b.append_basic_block("tile.end")
+    blocks = [b.append_basic_block(f"tile.{count}") for count in range(1, TILE_VECTORS + 1)]
+    switch = b.switch(vectors, blocks[-1])
+    for count, block in enumerate(blocks, start=1):
+        if count < TILE_VECTORS:
+            switch.add_case(int64(count), block)
+        b.position_at_end(block)
+
+        def multiply(cell: Any, place: Any, totals: list[Any], count: int = count) -> list[Any]:
+            columns = [v.load(v.at(place, j * v.lanes)) for j in range(count)]
+            new = []
+            for r in range(TILE_ROWS):
+                factor = v.broadcast(v.at(cells[r], cell))
+                new += [v.fma(factor, column, total) for column, total in zip(columns, totals[r * count : (r + 1) * count])]
+            return new
+
+        totals = _channel_loops(v, starts, row_count, columns, step, panel, count, multiply)
+        for i, total in enumerate(totals):
+            place = v.at(v.at(sums, b.mul(sums_step, int64(i // count))), i % count * v.lanes)
+            v.store(b.fadd(v.load(place), total), place)
+        b.branch(end)
+    b.position_at_end(end)
+    return context.get_dummy_value()
+
+
+def _channel_loops(
+    v: Vectors, starts: Any, row_count: Any, columns: Any, step: Any, panel: Any, count: int, multiply: Callable[..., list[Any]]
+) -> list[Any]:
+    """The loops over rows and columns around ``multiply(cell index, panel pointer, totals)``: the totals at their end."""
+    b, number = v.builder, TILE_ROWS * count
+    before = b.block
+    row, pixel, latch, done = (b.append_basic_block("tile." + name) for name in ("row", "pixel", "next", "sums"))
+    b.branch(row)
+    b.position_at_end(row)
+    j, row_place, row_totals = b.phi(I64), b.phi(panel.type), [b.phi(v.vector) for _ in range(number)]
+    start = b.load(b.gep(starts, [j]))
+    end = v.at(row_place, b.mul(columns, int64(count * v.lanes)))  # not the last cell: a step may be 0
+    b.branch(pixel)
+    b.position_at_end(pixel)
+    cell, place, totals = b.phi(I64), b.phi(panel.type), [b.phi(v.vector) for _ in range(number)]
+    new = multiply(cell, place, totals)
+    cell_after, place_after = b.add(cell, step), v.at(place, count * v.lanes)
+    b.cbranch(b.icmp_unsigned("!=", place_after, end), pixel, latch)
+    b.position_at_end(latch)
+    j_after = b.add(j, int64(1))
+    b.cbranch(b.icmp_signed("<", j_after, row_count), row, done)
+    join(cell, (start, row), (cell_after, pixel))
+    join(place, (row_place, row), (place_after, pixel))
+    join(j, (int64(0), before), (j_after, latch))
+    join(row_place, (panel, before), (place_after, latch))
+    for outer, inner, total in zip(row_totals, totals, new):
+        join(outer, (v.zero, before), (total, latch))
+        join(inner, (outer, row), (total, pixel))
+    b.position_at_end(done)
+    return new
+
+
+# ---- lanes are pixels --------------------------------------------------------------------------------------------------
+@intrinsic
+def dot_tile(  # type: ignore[no-untyped-def]
+    typingctx, kind, grad, grad_offsets, first_grad, source, source_offsets, first_source, starts, row_count, columns, sums, at, sums_step
+):
+    """Add one tile of a weight gradient to ``sums``.
+
+    sums[at + r * sums_step + t] += sum over rows j < row_count, columns q < columns of
+        grad[grad_offsets[first_grad + r] + starts[2 * j] + q] * source[source_offsets[first_source + t] + starts[2 * j + 1] + q]
+
+    for r < R and t < T, (R, T) = DOT_TILES[kind]: lane by lane along the rows, then the lanes.
+
+    grad, source : int64 byte addresses; grad_offsets, source_offsets, starts : int64 arrays, in elements; sums : one-dimensional
+    contiguous array, float32 or float64, whose dtype is that of all.  All other arguments are int64 numbers, of elements.
+    """
+    n = types.int64
+    return types.void(n, n, grad_offsets, n, n, source_offsets, n, starts, n, n, sums, n, n), _emit_dot_tile
+
+
+def _emit_dot_tile(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    b = builder
+    kind, grad, _, first_grad, source, _, first_source, _, row_count, columns, _, at, sums_step = arguments
+    v = Vectors(b, signature.args[10].dtype)
+
+    def element(argument: int, offset: Any) -> Any:
+        return b.gep(data_pointer(context, b, signature.args[argument], arguments[argument]), [offset])
+
+    starts, sums = element(7, int64(0)), element(10, at)
+    end = b.append_basic_block("dot.end")
+    blocks = [b.append_basic_block(f"dot.{number}") for number in range(len(DOT_TILES))]
+    switch = b.switch(kind, blocks[-1])
+    for number, (block, (grads, cells)) in enumerate(zip(blocks, DOT_TILES)):
+        if number < len(DOT_TILES) - 1:
+            switch.add_case(int64(number), block)
+        b.position_at_end(block)
+        rows = [v.at(v.pointer(grad), b.load(b.gep(element(2, first_grad), [int64(r)]))) for r in range(grads)]
+        taps = [v.at(v.pointer(source), b.load(b.gep(element(5, first_source), [int64(t)]))) for t in range(cells)]
+
+        def multiply(grad_start: Any, start: Any, totals: list[Any], mask: Any, rows: Any = rows, taps: Any = taps) -> list[Any]:
+            def read(pointer: Any, index: Any) -> Any:
+                return v.load(v.at(pointer, index)) if mask is None else v.masked_load(v.at(pointer, index), mask)
+
+            factors = [read(row, grad_start) for row in rows]
+            new = []
+            for t, tap in enumerate(taps):
+                cell = read(tap, start)
+                new += [v.fma(factor, cell, total) for factor, total in zip(factors, totals[t * len(rows) : (t + 1) * len(rows)])]
+            return new
+
+        totals = _dot_loops(v, starts, row_count, columns, grads * cells, multiply)
+        for r in range(grads):
+            _add_lane_sums(v, [totals[t * grads + r] for t in range(cells)], v.at(sums, b.mul(sums_step, int64(r))))
+        b.branch(end)
+    b.position_at_end(end)
+    return context.get_dummy_value()
+
+
+def _dot_loops(v: Vectors, starts: Any, row_count: Any, columns: Any, number: int, multiply: Callable[..., list[Any]]) -> list[Any]:
+    """The loops over rows and whole vectors, then the rest of a row, around ``multiply(grad index, cell index, totals, mask)``."""
+    b = v.builder
+    whole = b.and_(columns, int64(-v.lanes))
+    rest = b.sub(columns, whole)
+    mask = v.first(rest)
+    before = b.block
+    names = ("row", "vector", "whole", "rest", "next", "sums")
+    row, vector, after, partial, latch, done = (b.append_basic_block("dot." + name) for name in names)
+    b.branch(row)
+    b.position_at_end(row)
+    j, row_totals = b.phi(I64), [b.phi(v.vector) for _ in range(number)]
+    grad, cell = (b.load(b.gep(starts, [b.add(b.mul(j, int64(2)), int64(field))])) for field in (0, 1))
+    b.cbranch(b.icmp_signed(">", whole, int64(0)), vector, after)
+    b.position_at_end(vector)
+    q, totals = b.phi(I64), [b.phi(v.vector) for _ in range(number)]
+    new = multiply(b.add(grad, q), b.add(cell, q), totals, None)
+    q_after = b.add(q, int64(v.lanes))
+    b.cbranch(b.icmp_signed("<", q_after, whole), vector, after)
+    b.position_at_end(after)
+    whole_totals = [b.phi(v.vector) for _ in range(number)]
+    b.cbranch(b.icmp_signed(">", rest, int64(0)), partial, latch)
+    b.position_at_end(partial)
+    rest_totals = multiply(b.add(grad, whole), b.add(cell, whole), whole_totals, mask)
+    b.branch(latch)
+    b.position_at_end(latch)
+    all_totals = [b.phi(v.vector) for _ in range(number)]
+    j_after = b.add(j, int64(1))
+    b.cbranch(b.icmp_signed("<", j_after, row_count), row, done)
+    join(j, (int64(0), before), (j_after, latch))
+    join(q, (int64(0), row), (q_after, vector))
+    for i in range(number):
+        join(row_totals[i], (v.zero, before), (all_totals[i], latch))
+        join(totals[i], (row_totals[i], row), (new[i], vector))
+        join(whole_totals[i], (row_totals[i], row), (new[i], vector))
+        join(all_totals[i], (whole_totals[i], after), (rest_totals[i], partial))
+    b.position_at_end(done)
+    return all_totals
+
+
+def _add_lane_sums(v: Vectors, totals: list[Any], place: Any) -> None:
+    """place[t] += the sum of the lanes of totals[t]: halves added pairwise, so that each vector ends up in one lane."""
+    b = v.builder
+    parts = totals + [v.zero] * (-len(totals) % v.lanes)
+    for first in range(0, len(totals), v.lanes):
+        level, width = parts[first : first + v.lanes], v.lanes
+        while width > 1:
+            width //= 2
+            level = [_add_halves(v, level[i], level[i + len(level) // 2], width) for i in range(len(level) // 2)]
+        mask = v.first(int64(len(totals)), first)
+        target_place = v.at(place, first)
+        v.masked_store(b.fadd(v.masked_load(target_place, mask), level[0]), target_place, mask)
+
+
+def _add_halves(v: Vectors, a: Any, b: Any, width: int) -> Any:
+    """In each stretch of 2 * width lanes: the sums of a's two halves of it, then of b's."""
+    low, high = [], []
+    for start in range(0, v.lanes, 2 * width):
+        low += [start + i for i in range(width)] + [v.lanes + start + i for i in range(width)]
+        high += [start + width + i for i in range(width)] + [v.lanes + start + width + i for i in range(width)]
+    return v.builder.fadd(v.shuffle(a, b, low), v.shuffle(a, b, high))
+
+
+# ---- copies ------------------------------------------------------------------------------------------------------------
+@intrinsic
+def copy_row(typingctx, source, step, low, high, row, position, length):  # type: ignore[no-untyped-def]
+    """row[position + q] = source[q * step] for low <= q < high, else 0, for q < length (and the rest of the last vector).
+
+    source : int64 byte address of cell 0, which need not exist; row : one-dimensional contiguous array, float32 or float64, with a vector
+    to spare.  All other arguments are int64 numbers, of elements.
+    """
+    n = types.int64
+    return types.void(n, n, n, n, row, n, n), _emit_copy_row
+
+
+def _emit_copy_row(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    b = builder
+    source, step, low, high, row, position, length = arguments
+    v = Vectors(b, signature.args[4].dtype)
+    cells, to = v.pointer(source), b.gep(data_pointer(context, b, signature.args[4], row), [position])
+    indices = b.mul(v.iota, v.splat(step))
+    end = b.append_basic_block("copy.end")
+
+    def loop(read: Callable[[Any, Any], Any], name: str) -> Any:
+        """A loop over vectors in a block of its own; the block."""
+        entry, body = b.append_basic_block(f"copy.{name}"), b.append_basic_block(f"copy.{name}.vector")
+        b.position_at_end(entry)
+        b.cbranch(b.icmp_signed(">", length, int64(0)), body, end)
+        b.position_at_end(body)
+        q = b.phi(I64)
+        mask = b.and_(v.first(b.sub(high, q)), b.not_(v.first(b.sub(low, q))))
+        v.store(read(v.at(cells, b.mul(q, step)), mask), v.at(to, q))
+        q_after = b.add(q, int64(v.lanes))
+        join(q, (int64(0), entry), (q_after, body))
+        b.cbranch(b.icmp_signed("<", q_after, length), body, end)
+        return entry
+
+    before = b.block
+    near = loop(lambda pointer, mask: v.masked_load(pointer, mask), "near")
+    far = loop(lambda pointer, mask: v.gather(pointer, indices, mask), "far")
+    b.position_at_end(before)
+    b.cbranch(b.icmp_signed("==", step, int64(1)), near, far)
+    b.position_at_end(end)
+    return context.get_dummy_value()
+
+
+@intrinsic
+def transpose(typingctx, source, row_step, column_step, rows, columns, target_address, target_step, like):  # type: ignore[no-untyped-def]
+    """target[q * target_step + r] = source[r * row_step + q * column_step] for r < rows, q < columns, each at most a vector's lanes.
+
+    source, target_address : int64 byte addresses of elements of the dtype of the array ``like``.  All other arguments are int64
+    numbers, of elements.
+    """
+    n = types.int64
+    return types.void(n, n, n, n, n, n, n, like), _emit_transpose
+
+
+def _emit_transpose(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    b = builder
+    source, row_step, column_step, rows, columns, target_address, target_step, _ = arguments
+    v = Vectors(b, signature.args[7].dtype)
+    cells, to = v.pointer(source), v.pointer(target_address)
+    across = v.first(columns)
+    indices = b.mul(v.iota, v.splat(column_step))
+    near, far, shuffle, end = (b.append_basic_block("transpose." + name) for name in ("near", "far", "shuffle", "end"))
+    b.cbranch(b.icmp_signed("==", column_step, int64(1)), near, far)
+    loaded = []
+    for block in (near, far):
+        b.position_at_end(block)
+        vectors = []
+        for r in range(v.lanes):
+            inside = b.icmp_signed("<", int64(r), rows)
+            row = v.at(cells, b.select(inside, b.mul(row_step, int64(r)), int64(0)))
+            vectors.append(v.masked_load(row, across) if block is near else v.gather(row, indices, across))
+        loaded.append(vectors)
+        b.branch(shuffle)
+    b.position_at_end(shuffle)
+    level = [b.phi(v.vector) for _ in range(v.lanes)]
+    for phi, one, other in zip(level, *loaded):
+        join(phi, (one, near), (other, far))
+    down = v.first(rows)
+    for q, column in enumerate(_transposed(v, level)):
+        with b.if_then(b.icmp_signed("<", int64(q), columns)):
+            v.masked_store(column, v.at(to, b.mul(target_step, int64(q))), down)
+    b.branch(end)
+    b.position_at_end(end)
+    return context.get_dummy_value()
+
+
+def _transposed(v: Vectors, rows: list[Any]) -> list[Any]:
+    """The columns of a square of vectors: blocks of 1, 2, 4, ... lanes change places."""
+    width = 1
+    while width < v.lanes:
+        new = list(rows)
+        for i in range(v.lanes):
+            if not i & width:
+                a, b = rows[i], rows[i + width]
+                low = [lane if not lane & width else v.lanes + lane - width for lane in range(v.lanes)]
+                high = [lane + width if not lane & width else v.lanes + lane for lane in range(v.lanes)]
+                new[i], new[i + width] = v.shuffle(a, b, low), v.shuffle(a, b, high)
+        rows, width = new, 2 * width
+    return rows
+
+
+def join(phi: Any, *incoming: tuple[Any, Any]) -> None:
+    for value, block in incoming:
+        phi.add_incoming(value, block)
