@@ -14,7 +14,7 @@ import numpy as np
 
 from .arguments import per_axis, shown_shape
 from .arrays import ELEMENTS, AnyArray, check_array, check_memory
-from .problem import Problem, _input_shape, forward_problem
+from .problem import Problem, forward_problem, split_shape
 
 
 def unfold1d(input: AnyArray, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> AnyArray:
@@ -96,7 +96,7 @@ fold = fold2d
 
 def _unfold(rank: int, input: Any, kernel_size: Any, dilation: Any, padding: Any, stride: Any) -> AnyArray:
     x = check_array("input", input)
-    batch, channels, size = _input_shape(f"unfold{rank}d", rank, x.shape)
+    batch, channels, size = split_shape(f"unfold{rank}d", rank, x.shape)
     kernel = per_axis("kernel_size", kernel_size, rank, 1)
     problem = forward_problem(rank, (batch, channels, *size), (1, channels, *kernel), None, stride, padding, dilation)
     image = x.reshape(batch, channels, *problem.in_size)

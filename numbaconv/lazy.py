@@ -12,7 +12,7 @@ import numpy as np
 
 from .arrays import AnyArray, check_array
 from .modules import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, _Conv, _ConvNd, _ConvTranspose
-from .problem import _input_shape
+from .problem import split_shape
 
 
 class _Lazy(_ConvNd):
@@ -30,7 +30,7 @@ class _Lazy(_ConvNd):
 
     def _materialise(self, input: Any) -> None:
         x = check_array("input", input)
-        channels = _input_shape(type(self).__name__, self._rank, x.shape)[1]
+        channels = split_shape(type(self).__name__, self._rank, x.shape)[1]
         if x.dtype.name != self._dtype.name:
             raise TypeError(f"input must have the layer's dtype {self._dtype.name}, got {x.dtype.name}: convert it with .astype")
         self.in_channels = super()._checked_channels(channels)

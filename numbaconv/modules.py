@@ -22,7 +22,7 @@ from .arrays import AnyArray, check_array
 from .columns import fold, unfold
 from .parameters import generator, parameter_dtype
 from .plans import Plan, plan
-from .problem import _input_shape
+from .problem import split_shape
 from .training import Trainable
 
 _CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
@@ -244,7 +244,7 @@ class _ConvTranspose(_ConvNd):
 
     def _least_size(self, x: AnyArray) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Spatial sizes of the input and of its smallest result."""
-        size = _input_shape(f"conv_transpose{self._rank}d", self._rank, x.shape)[2]
+        size = split_shape(f"conv_transpose{self._rank}d", self._rank, x.shape)[2]
         geometry = zip(size, self.stride, padding_pairs(self.padding, self._rank), self.dilation, self.kernel_size)
         return size, tuple((i - 1) * s - lo - hi + d * (k - 1) + 1 for i, s, (lo, hi), d, k in geometry)
 

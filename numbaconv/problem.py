@@ -15,18 +15,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
+from . import grammar
 from .arguments import bounded, check_padding_mode, integer, padding_pairs, per_axis, resolve_padding, shown_shape
 
 Triple = tuple[int, int, int]
 Pairs = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 Direction = Literal["forward", "input_grad", "weight_grad"]
-
-_DIRECTION_TOKEN = {"forward": "fwd", "input_grad": "igrad", "weight_grad": "wgrad"}
-_DTYPE_TOKEN = {
-    "float64": "f64", "float32": "f32", "float16": "f16", "bfloat16": "bf16", "complex64": "c64", "complex128": "c128",
-    "int8": "s8", "int16": "s16", "int32": "s32", "int64": "s64", "uint8": "u8",
-}  # fmt: skip
-_TOKEN_DTYPE = {token: name for name, token in _DTYPE_TOKEN.items()}
 
 
 @dataclass(frozen=True)
@@ -130,78 +124,20 @@ class Problem:
 
     # ---- text form -----------------------------------------------------------------------------------------------
     def __str__(self) -> str:
-        first = 3 - self.rank
-        axes = "dhw"[first:]
-
-        def sizes(prefix: str, values: Triple) -> str:
-            return "".join(f"{prefix}{axis}{value}" for axis, value in zip(axes, values[first:]))
-
-        def by(values: Sequence[Any]) -> str:
-            return "x".join(str(value) for value in values[first:])
-
-        dtype = _DTYPE_TOKEN[self.dtype]
-        if self.out_dtype != self.dtype:
-            dtype += "-" + _DTYPE_TOKEN[self.out_dtype]
-        parts = [
-            dtype,
-            _DIRECTION_TOKEN[self.direction],
-            f"mb{self.batch}g{self.groups}",
-            f"ic{self.in_channels}{sizes('i', self.in_size)}",
-            f"oc{self.out_channels}{sizes('k', self.kernel)}",
-            f"s{by(self.stride)}",
-            "p" + "x".join(f"{lo}:{hi}" for lo, hi in self.padding[first:]),
-            f"d{by(self.dilation)}",
-            self.padding_mode,
-            f"b{int(self.bias)}",
-        ]
-        if self.transposed or any(self.output_padding):
-            parts.append(f"op{by(self.output_padding)}")
-        return "_".join(parts)
+        return grammar.write(self)
 
     @staticmethod
     def parse(text: str) -> Problem:
         """The Problem that prints as ``text``; ValueError when no problem does."""
-        match = _GRAMMAR.fullmatch(text)
-        if match is None:
-            raise ValueError(f"not the text form of a Problem: {text!r}")
-        part = match.groupdict()
-        rank = len(part["stride"].split("x"))
-
-        def named(field: str, fill: int) -> Triple:
-            return _fill([int(n) for n in re.findall(r"\d+", part[field])], fill)
-
-        pairs = [(int(lo), int(hi)) for lo, hi in re.findall(r"(\d+):(\d+)", part["padding"])]
-        directions: dict[str, Direction] = {"fwd": "forward", "igrad": "input_grad", "wgrad": "weight_grad"}
-        problem = Problem(
-            dtype=_TOKEN_DTYPE[part["dtype"]],
-            out_dtype=_TOKEN_DTYPE[part["out_dtype"] or part["dtype"]],
-            direction=directions[part["direction"]],
-            rank=rank,
-            batch=int(part["batch"]),
-            groups=int(part["groups"]),
-            in_channels=int(part["ic"]),
-            in_size=named("in_size", 1),
-            out_channels=int(part["oc"]),
-            kernel=named("kernel", 1),
-            stride=named("stride", 1),
-            padding=_fill_pairs(pairs),
-            dilation=named("dilation", 1),
-            output_padding=named("op", 0) if part["op"] else (0, 0, 0),
-            padding_mode=part["mode"],
-            bias=part["bias"] == "1",
-        )
+        fields = grammar.read(text)
+        for name, fill in (("in_size", 1), ("kernel", 1), ("stride", 1), ("dilation", 1), ("output_padding", 0)):
+            fields[name] = _fill(fields[name], fill)
+        fields["padding"] = _fill_pairs(fields["padding"])
+        problem = Problem(**fields)
         if str(problem) != text:
             raise ValueError(f"not the text form of a Problem: {text!r} (read as {problem})")
         _check_possible(problem)
         return problem
-
-
-_GRAMMAR = re.compile(
-    rf"(?P<dtype>{'|'.join(_TOKEN_DTYPE)})(?:-(?P<out_dtype>{'|'.join(_TOKEN_DTYPE)}))?_(?P<direction>fwd|igrad|wgrad)"
-    r"_mb(?P<batch>\d+)g(?P<groups>[1-9]\d*)_ic(?P<ic>\d+)(?P<in_size>(?:i[dhw]\d+){1,3})_oc(?P<oc>\d+)(?P<kernel>(?:k[dhw]\d+){1,3})"
-    r"_s(?P<stride>\d+(?:x\d+){0,2})_p(?P<padding>\d+:\d+(?:x\d+:\d+){0,2})_d(?P<dilation>\d+(?:x\d+){0,2})"
-    r"_(?P<mode>zeros|reflect|replicate|circular)_b(?P<bias>[01])(?:_op(?P<op>\d+(?:x\d+){0,2}))?"
-)
 
 
 def itemsize(dtype: str) -> int:
@@ -244,7 +180,7 @@ def forward_problem(
     """Validate a forward convolution; ``input_shape`` is batched or unbatched (then the batch is 1)."""
     name = f"conv{rank}d"
     weight = _weight_shape(name, rank, weight_shape)
-    batch, channels, size = _input_shape(name, rank, input_shape)
+    batch, channels, size = split_shape(name, rank, input_shape)
     steps, gaps = per_axis("stride", stride, rank, 1), per_axis("dilation", dilation, rank, 1)
     count = _groups(groups, weight)
     if channels != weight[1] * count:
@@ -305,7 +241,7 @@ def transposed_problem(
     """Validate a transposed convolution: the input gradient of the forward convolution with this weight."""
     name = f"conv_transpose{rank}d"
     weight = _weight_shape(name, rank, weight_shape)
-    batch, channels, size = _input_shape(name, rank, input_shape)
+    batch, channels, size = split_shape(name, rank, input_shape)
     steps, gaps = per_axis("stride", stride, rank, 1), per_axis("dilation", dilation, rank, 1)
     count = _groups(groups, weight)
     if channels != weight[0]:
@@ -361,7 +297,8 @@ def _weight_shape(name: str, rank: int, shape: Sequence[int]) -> tuple[int, ...]
     return tuple(shape)
 
 
-def _input_shape(name: str, rank: int, shape: Sequence[int]) -> tuple[int, int, tuple[int, ...]]:
+def split_shape(name: str, rank: int, shape: Sequence[int]) -> tuple[int, int, tuple[int, ...]]:
+    """Batch, channels and spatial size of an input shape, batched or not (then the batch is 1); ``name`` is the function's."""
     if len(shape) == rank + 1:
         shape = (1, *shape)
     if len(shape) != rank + 2:
