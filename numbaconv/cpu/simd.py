@@ -10,7 +10,7 @@ an argument of array type.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -157,6 +157,25 @@ class Vectors:
     def _call(self, name: str, result: Any, arguments: list[Any]) -> Any:
         signature = ir.FunctionType(result, [argument.type for argument in arguments])
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, signature, name), arguments)
+
+
+def outlined(builder: Any, name: str, result: Any, arguments: Sequence[Any], emit: Callable[..., Any]) -> Any:
+    """Call a function of the module's own, which ``emit(builder, *arguments)`` writes when it is first asked for by this name.
+
+    It returns what ``emit`` does, of the LLVM type ``result``, or nothing where that is None.  Vectors for which there is no register
+    then lie on a stack aligned to them; a kernel that the code were part of could not align its own any more.
+    """
+    function = builder.module.globals.get(name)
+    if function is None:
+        kind = ir.FunctionType(result or ir.VoidType(), [argument.type for argument in arguments])
+        function = ir.Function(builder.module, kind, name)
+        function.linkage = "internal"
+        function.attributes.add("noinline")
+        function.attributes.alignstack = target().vector_bytes
+        body = ir.IRBuilder(function.append_basic_block())
+        value = emit(body, *function.args)
+        body.ret(value) if result else body.ret_void()
+    return builder.call(function, arguments)
 
 
 def data_pointer(context: Any, builder: Any, array_type: Any, array: Any) -> Any:

@@ -17,7 +17,6 @@ import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 from numba.core import config
@@ -48,6 +47,19 @@ MOST_GROWTH: dict[Accuracy, float] = {"transform": 7.5, "loose": 30.0}
 MOST_WEIGHTS = 8  # times the weight's size
 FEWEST_CHANNELS = 16
 FEWEST_RESULTS = 50
+
+CELL_BYTES = 1_200_000
+"""Transformed cells of a task that stay in the second-level cache."""
+
+SUM_BYTES = 320_000
+MOST_ROWS = 8
+
+# The cost model, in cycles a vector and product of a tile: of transforming a channel, or a filter's sums; of one multiply-add, and of
+# reading its weight, once a task.
+INPUT_CYCLES = 12.0
+OUTPUT_CYCLES = 7.0
+PRODUCT_CYCLES = 0.55
+WEIGHT_CYCLES = 0.3
 CYCLES_A_SECOND = 2.5e9
 
 
@@ -106,13 +118,6 @@ def axis_factors(p: Problem, accuracy: Accuracy) -> Factors | None:
     return best
 
 
-class Blocking(NamedTuple):
-    """Tiles and stacked tiles of a task."""
-
-    tiles: int
-    depths: int
-
-
 @dataclass(frozen=True)
 class WinogradSetup:
     """Winograd convolution set up for one problem.
@@ -147,11 +152,45 @@ class WinogradSetup:
     def row_blocks(self) -> int:
         return -(-self.filters // TILE_ROWS)
 
-    most = 48
-    most_depths = 3
-    rows = 4
-    seconds = 1e-3
-    workspace = 0
+    @property
+    def vectors(self) -> int:
+        """Vectors of tiles of a task: as many as a row of the register tile if their cells stay in the second-level cache."""
+        each = self.products * self.channels * target().vector_bytes
+        fitting = CELL_BYTES // each
+        return TILE_VECTORS if fitting < 2 else min(TILE_VECTORS, fitting)
+
+    @property
+    def rows(self) -> int:
+        """Row blocks of filters of a pass: few, so that their sums stay in that cache, too, unless the cells must be read again from
+        beyond it in every pass."""
+        if self.products * self.channels * target().vector_bytes * self.vectors > CELL_BYTES:
+            return min(MOST_ROWS, self.row_blocks)
+        sums = self.products * TILE_ROWS * target().vector_bytes * (self.vectors + 1)
+        return max(1, min(SUM_BYTES // sums, MOST_ROWS, self.row_blocks))
+
+    @cached_property
+    def seconds(self) -> float:
+        """Estimated time of one image on one thread."""
+        p, tiles = self.problem, [-(-n // factor.outputs) for n, factor in zip(self.problem.result_size, self.factors)]
+        vectors = -(-math.prod(tiles) // self.lanes)
+        transform = self.channels * INPUT_CYCLES + self.row_blocks * TILE_ROWS * OUTPUT_CYCLES
+        weights = self.row_blocks * TILE_ROWS * self.channels
+        multiply = weights * (PRODUCT_CYCLES + WEIGHT_CYCLES / min(vectors, self.vectors))
+        return p.groups * vectors * self.products * (transform + multiply) / CYCLES_A_SECOND
+
+    @cached_property
+    def workspace(self) -> int:
+        """Upper bound of the bytes that ``run`` allocates, for any batch and layout."""
+        k, lanes, cells = kernels, self.lanes, max(factor.cells for factor in self.factors)
+        panel = self.vectors * lanes
+        sums = self.rows * TILE_ROWS * (panel + lanes)
+        planes = self.vectors * 4 + cells
+        elements = self.products * (self.channels * panel + k.GAP + sums + k.GAP)
+        elements += cells**3 * lanes + planes * 4 * cells * k.LINE * lanes + 2 * k.LINE * lanes + self.rows * TILE_ROWS
+        wide = Factor(4, cells)
+        numbers = (panel + 2) * (table_fields(wide, wide).size + 3 * lanes + 1) + 2 * planes
+        each = elements * np.dtype(self.problem.dtype).itemsize + numbers * 8 + 3 * k.ALIGNMENT
+        return most_threads() * each + k.FIELDS * 8
 
     @property
     def packed_bytes(self) -> int:
@@ -225,13 +264,14 @@ class WinogradSetup:
         p, k, lanes = self.problem, kernels, self.lanes
         g[k.MODE], g[k.TRANSPOSED] = PADDING_MODES.index(p.padding_mode), p.transposed
         g[k.GROUPS], g[k.CHANNELS], g[k.FILTERS], g[k.PRODUCTS] = p.groups, self.channels, self.filters, self.products
-        g[k.DEPTHS] = min(g[k.TILES], self.most_depths)
-        most = max(lanes, self.most // int(g[k.DEPTHS]) // lanes * lanes)
-        stacks = int(g[k.STACKS])
-        blocks = -(-stacks // most)
+        stacks, high = int(g[k.STACKS]), int(g[k.TILES])
+        chunks = -(-high // self.vectors)
+        g[k.DEPTHS] = -(-high // chunks)
+        blocks = -(-stacks // (self.vectors // int(g[k.DEPTHS]) * lanes))
         g[k.BLOCK] = -(-stacks // (blocks * lanes)) * lanes
-        g[k.ROW_BLOCKS], g[k.SPLITS] = min(self.rows, self.row_blocks), 1
-        g[k.TASKS] = p.groups * -(-stacks // int(g[k.BLOCK])) * -(-int(g[k.TILES]) // int(g[k.DEPTHS])) * g[k.SPLITS]
+        tasks, passes = p.groups * -(-stacks // int(g[k.BLOCK])) * chunks, -(-self.row_blocks // self.rows)
+        g[k.ROW_BLOCKS], g[k.SPLITS] = self.rows, min(range(1, passes + 1), key=lambda n: -(-tasks * n // threads) * (1 + 4 / n))
+        g[k.TASKS] = tasks * g[k.SPLITS]
         vectors = -(-int(g[k.BLOCK] * g[k.DEPTHS]) // lanes)
         panels = -(-vectors // TILE_VECTORS)
         g[k.WIDTH] = -(-vectors // panels) * lanes

@@ -103,7 +103,7 @@ def team(threads, shape, geometry, weight, filters, bias, counter):  # type: ign
 @kernel()
 def _workspace(g, like):  # type: ignore[no-untyped-def]
     lanes = lanes_of(like)
-    planes = max(g[CELLS], g[OUTPUTS]) * g[CELLS + 1] * g[CELLS + 2]
+    planes = (1 + max(g[CELLS], g[OUTPUTS])) * g[CELLS + 1] * g[CELLS + 2]
     lines = np.zeros(g[PLANES] * g[OUTPUTS + 2] * g[CELLS + 1] * LINE * lanes, like.dtype)
     table = np.empty((g[MOST_GROUPS] + 1) * g[TABLE], np.int64)
     work = Workspace(
@@ -203,14 +203,14 @@ def _fill_segment(g, entry, s, lanes):  # type: ignore[no-untyped-def]
     for r in range(down):
         h = _source_index(height + r + g[SHIFT + 1], g[SOURCE_SIZE + 1], g[MODE])
         there = run > 0 and plane != PADDING and h != PADDING
-        entry[g[ROWS_IN] + s * down + r] = source + h * g[SOURCE_STRIDE + 1] if there else NOTHING
+        entry[g[ROWS_IN] + r * g[OUTPUTS + 2] + s] = source + h * g[SOURCE_STRIDE + 1] if there else NOTHING
     for k in range(g[LOADS]):
         start = column + k * g[OUTPUTS + 2]
         low, high = min(lanes, max(0, -start)), min(lanes, max(0, g[SOURCE_SIZE + 2] - start))
         entry[g[MASKS_IN] + s * g[LOADS] + k] = ((1 << high) - 1) & ~((1 << low) - 1)
     for i in range(up):
         there = run > 0 and height + i < g[RESULT_SIZE + 1]
-        entry[g[ROWS_OUT] + s * up + i] = result + (height + i) * g[RESULT_STRIDE + 1] if there else NOTHING
+        entry[g[ROWS_OUT] + i * g[OUTPUTS + 2] + s] = result + (height + i) * g[RESULT_STRIDE + 1] if there else NOTHING
     entry[g[MASKS_OUT] + s] = (1 << _columns(g, width, run)) - 1
 
 
@@ -219,9 +219,9 @@ def _line_entry(g, entry, lanes, item):  # type: ignore[no-untyped-def]
     """The table's entry for rows that lie in ``lines``."""
     for s in range(g[OUTPUTS + 2]):
         for r in range(g[CELLS + 1]):
-            entry[g[ROWS_IN] + s * g[CELLS + 1] + r] = (s * g[CELLS + 1] + r) * LINE * lanes * item
+            entry[g[ROWS_IN] + r * g[OUTPUTS + 2] + s] = (s * g[CELLS + 1] + r) * LINE * lanes * item
         for i in range(g[OUTPUTS + 1]):
-            entry[g[ROWS_OUT] + s * g[OUTPUTS + 1] + i] = (s * g[OUTPUTS + 1] + i) * LINE * lanes * item
+            entry[g[ROWS_OUT] + i * g[OUTPUTS + 2] + s] = (s * g[OUTPUTS + 1] + i) * LINE * lanes * item
         entry[g[MASKS_OUT] + s] = (1 << lanes) - 1
         for k in range(g[LOADS]):
             entry[g[MASKS_IN] + s * g[LOADS] + k] = (1 << lanes) - 1
@@ -286,7 +286,7 @@ def _gather(g, entry, base, lines):  # type: ignore[no-untyped-def]
         cells = (entry[g[RUN] + s] - 1) * g[OUTPUTS + 2] + g[CELLS + 2] if entry[g[RUN] + s] > 0 else 0
         for r in range(down):
             line = lines[(s * down + r) * length : (s * down + r + 1) * length]
-            offset = entry[g[ROWS_IN] + s * down + r]
+            offset = entry[g[ROWS_IN] + r * g[OUTPUTS + 2] + s]
             for q in range(cells):
                 w = _source_index(column + q, g[SOURCE_SIZE + 2], g[MODE])
                 line[q] = 0 if offset == NOTHING or w == PADDING else load_element(base + offset + w * stride, lines)
@@ -348,7 +348,7 @@ def _scatter(g, entry, base, lines):  # type: ignore[no-untyped-def]
     for s in range(g[OUTPUTS + 2]):
         columns = _columns(g, _place(g, entry[g[TILE] + s])[3], entry[g[RUN] + s])
         for i in range(up):
-            offset = entry[g[ROWS_OUT] + s * up + i]
+            offset = entry[g[ROWS_OUT] + i * g[OUTPUTS + 2] + s]
             if offset != NOTHING:
                 for q in range(columns):
                     store_element(base + offset + q * g[RESULT_STRIDE + 2], lines[(s * up + i) * length + q])
@@ -377,10 +377,10 @@ def _repair(g, task, first, count, filters, bias, work):  # type: ignore[no-unty
 
 @kernel()
 def _finite(address, step, count, like):  # type: ignore[no-untyped-def]
+    finite = True
     for f in range(count):
-        if not np.isfinite(load_element(address + f * step, like)):
-            return False
-    return True
+        finite &= np.isfinite(load_element(address + f * step, like))
+    return finite
 
 
 @kernel()

@@ -12,7 +12,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from .gemm import TILE_ROWS, TILE_VECTORS
-from .simd import I64, Vectors, data_pointer, int64
+from .simd import I64, Vectors, data_pointer, int64, outlined
 
 WEIGHT_AHEAD = 256
 """How many weights ahead they are prefetched."""
@@ -24,7 +24,8 @@ def multiply_panel(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Products of some row blocks of the weight with one panel of transformed cells, added to the sums or stored there.
 
-    sums[sums_offset + (b * R + r) * row_step + l] = sum over c of weight[weight_offset + (b * channels + c) * R + r] * cells[cells_offset + c * width + l]
+    sums[sums_offset + (b * R + r) * row_step + l] =
+        sum over c of weight[weight_offset + (b * channels + c) * R + r] * cells[cells_offset + c * width + l]
 
     for b < row_blocks, r < R = TILE_ROWS, l < vectors * lanes, ``vectors`` being at most TILE_VECTORS; offsets and steps count elements.
     Each sum is one chain of multiply-adds along c, which is added to what is there where ``accumulate`` is not 0.
@@ -37,23 +38,28 @@ def _emit_panel(context: Any, builder: Any, signature: Any, arguments: Any) -> A
     def element(position: int) -> Any:
         return builder.gep(data_pointer(context, builder, signature.args[position], arguments[position]), [arguments[position + 1]])
 
-    v = Vectors(builder, signature.args[0].dtype)
-    weight, cells, sums = element(0), element(3), element(8)
-    row_blocks, width, channels, vectors, row_step = arguments[2], *arguments[5:8], arguments[10]
-    accumulate = builder.icmp_signed("!=", arguments[11], int64(0))
-    end = builder.append_basic_block("panel.end")
-    blocks = [builder.append_basic_block(f"panel.{count}") for count in range(1, TILE_VECTORS + 1)]
-    switch = builder.switch(vectors, blocks[-1])
-    for count, block in enumerate(blocks, start=1):
-        if block is not blocks[-1]:
-            switch.add_case(int64(count), block)
-        builder.position_at_end(block)
-        with cgutils.for_range(builder, row_blocks) as loop:
-            first = v.at(weight, builder.mul(loop.index, builder.mul(channels, int64(TILE_ROWS))))
-            to = v.at(sums, builder.mul(loop.index, builder.mul(row_step, int64(TILE_ROWS))))
-            _emit_stores(v, _emit_chains(v, first, cells, width, channels, count), to, row_step, accumulate)
-        builder.branch(end)
-    builder.position_at_end(end)
+    def emit(
+        b: Any, weight: Any, row_blocks: Any, cells: Any, width: Any, channels: Any, vectors: Any, sums: Any, row_step: Any, adds: Any
+    ) -> None:
+        v = Vectors(b, dtype)
+        accumulate = b.icmp_signed("!=", adds, int64(0))
+        end = b.append_basic_block("end")
+        blocks = [b.append_basic_block(f"vectors{count}") for count in range(1, TILE_VECTORS + 1)]
+        switch = b.switch(vectors, blocks[-1])
+        for count, block in enumerate(blocks, start=1):
+            if block is not blocks[-1]:
+                switch.add_case(int64(count), block)
+            b.position_at_end(block)
+            with cgutils.for_range(b, row_blocks) as loop:
+                first = v.at(weight, b.mul(loop.index, b.mul(channels, int64(TILE_ROWS))))
+                to = v.at(sums, b.mul(loop.index, b.mul(row_step, int64(TILE_ROWS))))
+                _emit_stores(v, _emit_chains(v, first, cells, width, channels, count), to, row_step, accumulate)
+            b.branch(end)
+        b.position_at_end(end)
+
+    dtype = signature.args[0].dtype
+    values = [element(0), arguments[2], element(3), *arguments[5:8], element(8), *arguments[10:]]
+    outlined(builder, f"multiply_panel_{dtype.name}", None, values, emit)
     return context.get_dummy_value()
 
 

@@ -21,7 +21,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from ..arrays import AnyArray
-from .simd import I64, Vectors, data_pointer, int64
+from .simd import I64, Vectors, data_pointer, int64, outlined
 from .winograd_matrices import IDENTITY, Factor, Matrix
 
 NOTHING = -(1 << 63)
@@ -47,13 +47,13 @@ class Fields(NamedTuple):
     """Where the entries of one group start in its row of the table, an int64 array."""
 
     at: int  # lanes of the groups before this one
-    count: int  # lanes in use
+    used: int  # lanes in use
     staged: int  # whether its rows are copied to a line of their own before they are read
     tile: int  # (segment,): number of its first tile
     run: int  # (segment,): number of its tiles
-    rows_in: int  # (segment, row of cells): byte offset of the first cell, or NOTHING
+    rows_in: int  # (row of cells, segment): byte offset of the first cell, or NOTHING
     masks_in: int  # (segment, load): cells that exist, each load ``outputs`` cells further on
-    rows_out: int  # (segment, row of results): byte offset of the first result, or NOTHING
+    rows_out: int  # (row of results, segment): byte offset of the first result, or NOTHING
     masks_out: int  # (segment,): results that exist
     size: int
 
@@ -192,12 +192,13 @@ class _Group:
     nothing : byte address that stands for rows that are not there.  ahead : bytes from a row to one that is prefetched.
     """
 
-    def __init__(self, v: Vectors, factors: Sequence[Factor], table: Any, lanes: Any, nothing: Any, ahead: Any) -> None:
+    def __init__(self, v: Vectors, factors: Sequence[Factor], table: Any, lanes: Any, ring: Any, nothing: Any, ahead: Any) -> None:
         self.v, self.table, self.nothing, self.ahead = v, table, nothing, ahead
+        self.ring = v.pointer(ring)
         self.depth, self.height, self.width = factors
         self.fields = table_fields(self.height, self.width)
         self.lanes = lanes if v.picks else None
-        self.at, self.count = self.entry(self.fields.at), self.entry(self.fields.count)
+        self.at, self.count = self.entry(self.fields.at), self.entry(self.fields.used)
 
     @property
     def products(self) -> int:
@@ -210,16 +211,32 @@ class _Group:
     def mask(self, index: int) -> Any:
         return self.v.mask_of(self.entry(index))
 
-    def row(self, index: int, base: Any, prefetch: Callable[[Any], None]) -> Any:
-        """Pointer to the row whose offset is an entry of the table."""
-        b, offset = self.v.builder, self.entry(index)
+    def row(self, field: int, number: Any, segment: int, base: Any, prefetch: Callable[[Any], None]) -> Any:
+        """Pointer to a segment's row ``number`` of those whose offsets are a field of the table."""
+        b = self.v.builder
+        index = b.add(b.mul(number, int64(self.width.outputs)), int64(field + segment))
+        offset = b.load(b.gep(self.table, [index]))
         address = b.select(_absent(b, offset), self.nothing, b.add(base, offset))
         prefetch(self.v.pointer(b.add(address, self.ahead)))
         return self.v.pointer(address)
 
-    def plane(self, ring: Any, number: Any) -> Any:
-        """Pointer to a plane of products, one vector each, in a ring of planes."""
-        return self.v.at(ring, self.v.builder.mul(number, int64(self.products * self.v.lanes)))
+    def plane(self, number: Any) -> Any:
+        """Pointer to a plane of products, one vector each, in the ring; the one before the first is scratch."""
+        return self.v.at(self.ring, self.v.builder.mul(self.v.builder.add(number, int64(1)), int64(self.products * self.v.lanes)))
+
+    @property
+    def scratch(self) -> Any:
+        return self.ring
+
+    def keep(self, plane: Any, first: Any, step: int, values: Sequence[Any]) -> None:
+        """Store vectors as products first, first + step, ... of a plane."""
+        b, v = self.v.builder, self.v
+        for i, value in enumerate(values):
+            v.store(value, v.at(plane, b.mul(b.add(first, int64(i * step)), int64(v.lanes))))
+
+    def kept(self, plane: Any, first: Any, step: int, count: int) -> list[Any]:
+        b, v = self.v.builder, self.v
+        return [v.load(v.at(plane, b.mul(b.add(first, int64(i * step)), int64(v.lanes)))) for i in range(count)]
 
 
 def _absent(builder: Any, offset: Any) -> Any:
@@ -265,74 +282,81 @@ def transform_group(  # type: ignore[no-untyped-def]
     table : int64 array, the group's row at ``entry``; lanes : int32 array, the group's at ``first_lane``.
     source : byte address that the row offsets are relative to; channel_step : bytes from channel to channel.
     planes : int64 array of ``plane_count`` byte offsets of source planes, or NOTHING; not read without a depth factor.
-    ring, nothing : byte addresses of workspace, (depth.cells, products of a plane, lanes), and of a line of zeros.
+    ring, nothing : byte addresses of workspace, (1 + depth.cells, products of a plane, lanes), and of a line of zeros.
     """
     n = types.int64
     return types.void(shape, cells, n, n, n, table, n, lanes, n, n, n, n, n, planes, n, n, n, n), _emit_transform
 
 
 def _emit_transform(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    def pointer(position: int) -> Any:
-        return data_pointer(context, builder, signature.args[position], arguments[position])
+    dtype, factors = signature.args[1].dtype, _factors(signature.args[0])
 
-    v = Vectors(builder, signature.args[1].dtype)
-    source, channel_step, channel, channels = arguments[9:13]
-    plane_count, tiles, ring, nothing = arguments[14:]
-    table, lanes = builder.gep(pointer(5), [arguments[6]]), builder.gep(pointer(7), [arguments[8]])
-    group = _Group(v, _factors(signature.args[0]), table, lanes, nothing, builder.mul(channel_step, int64(AHEAD)))
-    panels = _Panels(v, pointer(1), *arguments[2:5])
-    if group.depth == IDENTITY:
-        panels.place(group.at, group.count)
-    with cgutils.for_range(builder, channels) as loop:
-        base, number = builder.add(source, builder.mul(loop.index, channel_step)), builder.add(channel, loop.index)
+    def emit(
+        b: Any, cells: Any, step: Any, width: Any, all_channels: Any, table: Any, entry: Any, lanes: Any, first_lane: Any,
+        source: Any, channel_step: Any, channel: Any, channels: Any, planes: Any, plane_count: Any, tiles: Any, ring: Any, nothing: Any,
+    ) -> None:  # fmt: skip
+        v = Vectors(b, dtype)
+        group = _Group(v, factors, b.gep(table, [entry]), b.gep(lanes, [first_lane]), ring, nothing, b.mul(channel_step, int64(AHEAD)))
+        panels = _Panels(v, cells, step, width, all_channels)
         if group.depth == IDENTITY:
-            _emit_plane(group, base, functools.partial(panels.store, number))
-        else:
-            _emit_stack(group, base, panels, number, pointer(13), plane_count, tiles, v.pointer(ring))
+            panels.place(group.at, group.count)
+        with cgutils.for_range(b, channels) as loop:
+            base, number = b.add(source, b.mul(loop.index, channel_step)), b.add(channel, loop.index)
+            if group.depth == IDENTITY:
+                _emit_plane(group, base, functools.partial(panels.store, number))
+            else:
+                _emit_stack(group, base, panels, number, planes, plane_count, tiles)
+
+    outlined(builder, _name("transform_group", dtype, factors), None, _pointers(context, builder, signature, arguments), emit)
     return context.get_dummy_value()
 
 
-def _emit_plane(group: _Group, base: Any, store: Callable[[Sequence[Any], Sequence[int]], None]) -> None:
-    """Transform the cells of one channel and plane along width and height."""
-    v, height, width, fields = group.v, group.height, group.width, group.fields
+def _pointers(context: Any, builder: Any, signature: Any, arguments: Any) -> list[Any]:
+    """The arguments of an intrinsic, arrays as pointers to their elements, without the factors."""
+    pairs = zip(signature.args[1:], arguments[1:])
+    return [data_pointer(context, builder, kind, value) if isinstance(kind, types.Array) else value for kind, value in pairs]
+
+
+def _name(what: str, dtype: Any, factors: Sequence[Factor]) -> str:
+    return "_".join([what, dtype.name, *(f"{factor.outputs}x{factor.taps}" for factor in factors)])
+
+
+def _emit_plane(group: _Group, base: Any, store: Callable[[Sequence[Any], Sequence[Any]], None]) -> None:
+    """Transform the cells of one channel and plane: row by row along width, then column by column along height."""
+    v, height, width, fields, b = group.v, group.height, group.width, group.fields, group.v.builder
     segments, count = range(width.outputs), loads(width)
-    across = []
-    for r in range(height.cells):
-        rows = [group.row(fields.rows_in + s * height.cells + r, base, v.prefetch_for_reading) for s in segments]
+    masks = [[group.mask(fields.masks_in + s * count + k) for s in segments] for k in range(count)]
+    with cgutils.for_range(b, int64(height.cells)) as loop:
+        rows = [group.row(fields.rows_in, loop.index, s, base, v.prefetch_for_reading) for s in segments]
         cells = []
         for k in range(count):
-            masks = [group.mask(fields.masks_in + s * count + k) for s in segments]
-            vectors = [v.masked_load(v.at(row, k * width.outputs), mask) for row, mask in zip(rows, masks)]
+            vectors = [v.masked_load(v.at(row, k * width.outputs), mask) for row, mask in zip(rows, masks[k])]
             cells += _phases(v, vectors, min(width.outputs, width.cells - k * width.outputs), group.lanes)
-        across.append(multiply(v, width.input, cells))
-    for c in range(width.cells):
-        store(multiply(v, height.input, [row[c] for row in across]), [r * width.cells + c for r in range(height.cells)])
+        group.keep(group.scratch, b.mul(loop.index, int64(width.cells)), 1, multiply(v, width.input, cells))
+    with cgutils.for_range(b, int64(width.cells)) as loop:
+        column = multiply(v, height.input, group.kept(group.scratch, loop.index, width.cells, height.cells))
+        store(column, [b.add(loop.index, int64(r * width.cells)) for r in range(height.cells)])
 
 
-def _emit_stack(group: _Group, base: Any, panels: _Panels, channel: Any, planes: Any, count: Any, tiles: Any, ring: Any) -> None:
+def _emit_stack(group: _Group, base: Any, panels: _Panels, channel: Any, planes: Any, count: Any, tiles: Any) -> None:
     """Transform a stack of tiles of one channel, plane by plane; the last depth.cells planes are kept in a ring."""
     v, depth, b = group.v, group.depth, group.v.builder
     with cgutils.for_range(b, count) as loop:
-        slot = group.plane(ring, b.srem(loop.index, int64(depth.cells)))
+        slot = group.plane(b.srem(loop.index, int64(depth.cells)))
         offset = b.load(b.gep(planes, [loop.index]))
         with b.if_else(_absent(b, offset), likely=False) as (padding, there):
             with padding, cgutils.for_range(b, int64(group.products)) as product:
                 v.store(v.zero, v.at(slot, b.mul(product.index, int64(v.lanes))))
             with there:
-                _emit_plane(group, b.add(base, offset), functools.partial(_keep, v, slot))
+                _emit_plane(group, b.add(base, offset), lambda values, products: group.keep(slot, products[0], group.width.cells, values))
         done = b.sub(loop.index, int64(depth.cells - 1))
         whole = b.icmp_signed("==", b.srem(done, int64(depth.outputs)), int64(0))
         with b.if_then(b.and_(b.icmp_signed(">=", done, int64(0)), whole)):
             panels.place(b.add(group.at, b.mul(b.sdiv(done, int64(depth.outputs)), tiles)), group.count)
-            slots = [group.plane(ring, b.srem(b.add(done, int64(k)), int64(depth.cells))) for k in range(depth.cells)]
+            slots = [group.plane(b.srem(b.add(done, int64(k)), int64(depth.cells))) for k in range(depth.cells)]
             with cgutils.for_range(b, int64(group.products)) as product:
                 values = multiply(v, depth.input, [v.load(v.at(slot, b.mul(product.index, int64(v.lanes)))) for slot in slots])
                 panels.store(channel, values, [b.add(product.index, int64(k * group.products)) for k in range(depth.cells)])
-
-
-def _keep(v: Vectors, slot: Any, values: Sequence[Any], products: Sequence[int]) -> None:
-    for value, product in zip(values, products):
-        v.store(value, v.at(slot, product * v.lanes))
 
 
 @intrinsic
@@ -347,7 +371,7 @@ def restore_group(  # type: ignore[no-untyped-def]
     result : byte address that the row offsets are relative to; channel_step : bytes from filter to filter.
     bias : array of the dtype, that of filter 0 at ``first_bias``.
     depth_step, depths : bytes from plane to plane and number of planes that exist; not read without a depth factor.
-    ring, nothing : byte addresses of workspace, (depth.outputs, products of a plane, lanes), and of a line where rows may go that are
+    ring, nothing : byte addresses of workspace, (1 + depth.outputs, products of a plane, lanes), and of a line where rows may go that are
         not there.
 
     Returns 1 where some result is not finite, else 0.
@@ -357,53 +381,53 @@ def restore_group(  # type: ignore[no-untyped-def]
 
 
 def _emit_restore(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    def pointer(position: int) -> Any:
-        return data_pointer(context, builder, signature.args[position], arguments[position])
+    dtype, factors = signature.args[1].dtype, _factors(signature.args[0])
 
-    v = Vectors(builder, signature.args[1].dtype)
-    first, step, row_step = arguments[2:5]
-    result, channel_step, filters = arguments[9:12]
-    depth_step, depths, ring, nothing = arguments[14:]
-    table, lanes = builder.gep(pointer(5), [arguments[6]]), builder.gep(pointer(7), [arguments[8]])
-    group = _Group(v, _factors(signature.args[0]), table, lanes, nothing, builder.mul(channel_step, int64(AHEAD)))
-    bad = cgutils.alloca_once_value(builder, v.no_lane)
-    with cgutils.for_range(builder, filters) as loop:
-        base = builder.add(result, builder.mul(loop.index, channel_step))
-        start = v.at(v.at(pointer(1), first), builder.mul(loop.index, row_step))
-        added = v.broadcast(v.at(pointer(12), builder.add(arguments[13], loop.index)))
-        if group.depth == IDENTITY:
-            _emit_results(group, base, start, step, added, bad)
-        else:
-            _emit_depths(group, start, step, v.pointer(ring))
-            with cgutils.for_range(builder, depths) as plane:
-                row = builder.add(base, builder.mul(plane.index, depth_step))
-                _emit_results(group, row, group.plane(v.pointer(ring), plane.index), int64(v.lanes), added, bad)
-    bits = v.bits_of(builder.and_(builder.load(bad), v.first(group.count)))
-    return builder.zext(builder.icmp_unsigned("!=", bits, bits.type(0)), I64)
+    def emit(
+        b: Any, sums: Any, first: Any, step: Any, row_step: Any, table: Any, entry: Any, lanes: Any, first_lane: Any,
+        result: Any, channel_step: Any, filters: Any, bias: Any, first_bias: Any, depth_step: Any, depths: Any, ring: Any, nothing: Any,
+    ) -> Any:  # fmt: skip
+        v = Vectors(b, dtype)
+        group = _Group(v, factors, b.gep(table, [entry]), b.gep(lanes, [first_lane]), ring, nothing, b.mul(channel_step, int64(AHEAD)))
+        bad = cgutils.alloca_once_value(b, v.no_lane)
+        with cgutils.for_range(b, filters) as loop:
+            base = b.add(result, b.mul(loop.index, channel_step))
+            start = v.at(sums, b.add(first, b.mul(loop.index, row_step)))
+            added = v.broadcast(v.at(bias, b.add(first_bias, loop.index)))
+            if group.depth == IDENTITY:
+                _emit_results(group, base, start, step, added, bad)
+            else:
+                _emit_depths(group, start, step)
+                with cgutils.for_range(b, depths) as plane:
+                    row = b.add(base, b.mul(plane.index, depth_step))
+                    _emit_results(group, row, group.plane(plane.index), int64(v.lanes), added, bad)
+        bits = v.bits_of(b.and_(b.load(bad), v.first(group.count)))
+        return b.zext(b.icmp_unsigned("!=", bits, bits.type(0)), I64)
+
+    return outlined(builder, _name("restore_group", dtype, factors), I64, _pointers(context, builder, signature, arguments), emit)
 
 
-def _emit_depths(group: _Group, sums: Any, step: Any, planes: Any) -> None:
+def _emit_depths(group: _Group, sums: Any, step: Any) -> None:
     """Sums of the products of each plane of results from those of a stack."""
     v, depth, b = group.v, group.depth, group.v.builder
     with cgutils.for_range(b, int64(group.products)) as loop:
         numbers = [b.add(loop.index, int64(k * group.products)) for k in range(depth.cells)]
         values = multiply(v, depth.output, [v.load(v.at(sums, b.mul(step, p))) for p in numbers])
-        for number, value in zip(numbers, values):
-            v.store(value, v.at(planes, b.mul(number, int64(v.lanes))))
+        group.keep(group.plane(int64(0)), loop.index, group.products, values)
 
 
 def _emit_results(group: _Group, base: Any, sums: Any, step: Any, bias: Any, bad: Any) -> None:
     """Store the results of one filter and plane; the mask at ``bad`` gets the lanes where some are not finite."""
     v, height, width, fields, b = group.v, group.height, group.width, group.fields, group.v.builder
-    down = []
-    for c in range(width.cells):
-        products = [b.mul(step, int64(r * width.cells + c)) for r in range(height.cells)]
-        down.append(multiply(v, height.output, [v.load(v.at(sums, p)) for p in products]))
-    total = v.zero
-    for i in range(height.outputs):
-        results = [b.fadd(value, bias) for value in multiply(v, width.output, [column[i] for column in down])]
-        total = b.fadd(total, functools.reduce(b.fadd, results))  # an infinity stays, or turns NaN
+    masks = [group.mask(fields.masks_out + s) for s in range(width.outputs)]
+    with cgutils.for_range(b, int64(width.cells)) as loop:
+        products = [b.mul(step, b.add(loop.index, int64(r * width.cells))) for r in range(height.cells)]
+        column = multiply(v, height.output, [v.load(v.at(sums, p)) for p in products])
+        group.keep(group.scratch, loop.index, width.cells, column)
+    with cgutils.for_range(b, int64(height.outputs)) as loop:
+        row = group.kept(group.scratch, b.mul(loop.index, int64(width.cells)), 1, width.cells)
+        results = [b.fadd(value, bias) for value in multiply(v, width.output, row)]
+        total = functools.reduce(b.fadd, results)  # an infinity stays, or turns NaN
+        b.store(b.or_(b.load(bad), b.fcmp_unordered("uno", b.fsub(total, total), v.zero)), bad)
         for s, segment in enumerate(_segments(v, results, group.lanes)):
-            row = group.row(fields.rows_out + s * height.outputs + i, base, v.prefetch_for_writing)
-            v.masked_store(segment, row, group.mask(fields.masks_out + s))
-    b.store(b.or_(b.load(bad), b.fcmp_unordered("uno", b.fsub(total, total), v.zero)), bad)
+            v.masked_store(segment, group.row(fields.rows_out, loop.index, s, base, v.prefetch_for_writing), masks[s])
