@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .bench.command import add_options
 
 _GEOMETRY = ("bias", "stride", "padding", "dilation", "groups", "output_padding", "padding_mode", "dtype", "out_dtype", "transposed")
 
@@ -89,6 +90,13 @@ def demo(options: argparse.Namespace) -> int:
     return 0 if run(output, options.crop) else 1
 
 
+def bench(options: argparse.Namespace) -> int:
+    """Time layers beside other libraries; 1 where an answer of ours is wrong."""
+    from .bench.command import run
+
+    return run(options)
+
+
 _ABSENT = "not installed"
 
 
@@ -114,6 +122,8 @@ def _parser() -> argparse.ArgumentParser:
     show = command(demo, "convolve a brain volume, check and time it, and save a picture")
     show.add_argument("--crop", type=int, metavar="N", help="use the central cube of N voxels (at least 8)")
     show.add_argument("--output", default="numbaconv_demo.png", metavar="FILE", help="the picture, a .png file (default: %(default)s)")
+
+    add_options(command(bench, "time layers beside other libraries, and write tables and a chart"))
 
     what = command(
         explain,

@@ -17,9 +17,10 @@ HEAVY = ("numba", "llvmlite", "torch", "scipy", "dask", "matplotlib", "ml_dtypes
 
 # From the bottom to the top: a module may import from lines above its own alone.
 LAYERS = """
-    arguments
+    arguments grammar
     padding problem arrays
     reference choose
+    sample
     cpu/axes cpu/compile cpu/halves cpu/layouts cpu/target
     cpu/simd
     cpu/gemm cpu/threads
@@ -36,16 +37,17 @@ LAYERS = """
     jax modules torch
     lazy
     .
-    demo
+    bench demo
     __main__
 """
 LEVEL = {name: level for level, names in enumerate(LAYERS.strip().splitlines()) for name in names.split()}
 # The registry of a device, which choose loads inside a function when it is first asked.
 UPWARDS = {("choose", "cpu")}
-COMMANDS = {"demo", "__main__"}  # may look into cpu, to say what it compiles for
+COMMANDS = {"bench", "demo", "__main__"}  # may look into cpu, to say what it compiles for
 LLVMLITE = {"cpu/halves", "cpu/simd", "cpu/target"}
 # Optional packages, each imported in one place, inside a function.
 OPTIONAL = {"ml_dtypes", "safetensors", "matplotlib", "PIL", "scipy", "nibabel", "nilearn", "tqdm"}
+PEERS = {"torch", "jax", "onnx", "onnxruntime", "openvino", "cv2", "scipy"}  # that bench/contenders compares with, inside functions
 
 
 def module_name(path: Path) -> str:
@@ -105,6 +107,8 @@ def test_only_numba_and_numpy_are_required(module: str) -> None:
             continue
         if root == "llvmlite":
             assert module in LLVMLITE, f"{module} imports {name}"
+        elif module == "bench/contenders" and root in PEERS:
+            assert not top, f"{module} imports {name}"
         elif root in ("jax", "torch"):
             assert module == root, f"{module} imports {name}"
         elif root == "numba":

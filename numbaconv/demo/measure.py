@@ -7,16 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from .. import reference
-from ..arguments import PADDING_MODES
 from ..arrays import AnyArray
 from ..explanation import Explanation
-from ..padding import PADDING, index_map
 from ..problem import Problem
+from ..sample import draw_sample
 
 SAMPLE = 64
 _ROUNDOFF = 2.0**-24  # of float32, the demo's only dtype
@@ -85,30 +83,13 @@ def check_sample(problem: Problem, source: AnyArray, weight: AnyArray, bias: Any
     source, result : 1 image each, batched; weight, bias : as the call got them.  The bound is that of a sum of K products and a bias
     in any order, (K + 2) u / (1 - (K + 2) u) * sum |w||x| (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., 3.1).
     """
-    rng = np.random.default_rng(seed)
-    positions = np.stack([rng.integers(n, size=SAMPLE) for n in problem.out_size], axis=1)
-    fields = np.stack([_receptive_field(problem, source, position) for position in positions])
-    small = replace(problem, batch=SAMPLE, rank=3, in_size=fields.shape[2:], padding=((0, 0),) * 3, padding_mode="zeros")
-    exact = reference.convolve(small, fields, weight, bias, rounded=False).reshape(SAMPLE, -1)
-    magnitude = reference.convolve(small, abs(fields), abs(weight), None if bias is None else abs(bias), rounded=False).reshape(SAMPLE, -1)
-    found = result.reshape(problem.out_channels, *problem.out_size)[:, *positions.T].T
-    error = np.abs(found - exact)
+    sample = draw_sample(problem, source, SAMPLE, seed)
+    found, magnitude = sample.found(result), sample.magnitudes(weight, bias)
+    error = np.abs(found - sample.exact(weight, bias))
     length = problem.in_per_group * problem.taps + 2
     bound = length * _ROUNDOFF / (1 - length * _ROUNDOFF) * magnitude
     used = float((error / np.maximum(bound, np.finfo(np.float32).tiny)).max())
     return Check(found.size, float(error.max()), float(np.abs(result).max()), used)
-
-
-def _receptive_field(p: Problem, source: AnyArray, position: AnyArray) -> AnyArray:
-    """The (C, d, h, w) cells that the output element at ``position`` depends on, padding filled in."""
-    field = source.reshape(p.in_channels, *p.in_size)
-    for axis in range(3):
-        start = int(position[axis]) * p.stride[axis]
-        indices = index_map(p.in_size[axis], *p.padding[axis], PADDING_MODES.index(p.padding_mode))
-        indices = indices[start : start + p.dilation[axis] * (p.kernel[axis] - 1) + 1]
-        field = field.take(indices, axis=axis + 1)
-        field[(slice(None),) * (axis + 1) + (indices == PADDING,)] = 0
-    return field
 
 
 class Progress:

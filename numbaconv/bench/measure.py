@@ -1,0 +1,128 @@
+"""One layer: every contender prepared, checked against the reference, and timed beside the others."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import os
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..arrays import AnyArray, dtype_named
+from ..problem import Problem
+from ..sample import Sample, draw_sample
+from .contenders import OURS, Contender, Prepared, Task
+from .layers import Layer
+from .peak import peak_call
+from .timing import Turns, interleaved
+
+PLACES = 32  # of a result at which answers are checked, all channels each
+_TOLERANCE = {"float64": 1024 * 2.0**-53, "complex128": 1024 * 2.0**-53, "float16": 4 * 2.0**-11, "bfloat16": 4 * 2.0**-8}
+_PEAK = "peak"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender on one layer; what a CSV file holds.
+
+    seconds : the median over rounds; best : the least
+    flops : by the definition; peak : of the machine, operations a second, measured in the same rounds
+    max_error, rms_error : of the sampled results, as fractions of their largest magnitude
+    version : of the packages that the contender is made of
+    """
+
+    machine: str
+    date: str
+    layer: str
+    problem: str
+    threads: int
+    contender: str
+    version: str
+    note: str
+    reuses_output: bool
+    seconds: float
+    best: float
+    rounds: int
+    flops: int
+    peak: float
+    max_error: float
+    rms_error: float
+
+    @property
+    def gflops(self) -> float:
+        """10^9 operations of the definition a second, padding included."""
+        return self.flops / self.seconds / 1e9
+
+
+class WrongAnswer(Exception):
+    """An answer that is not the convolution's."""
+
+
+def bench_layer(layer: Layer, peers: Sequence[Contender], threads: int, rounds: int, say: Callable[[str], None]) -> list[Row]:
+    """Time ours and the peers on a layer; ``say`` is told of peers that refuse it or answer wrongly, which are not timed.
+
+    Raises WrongAnswer when an answer of our own is wrong.
+    """
+    p = layer.problem
+    x, w, b = layer.arrays()
+    task, sample = Task(p, x, w, b, threads), draw_sample(p, x, PLACES)
+    exact = sample.exact(w, b)
+    ready: dict[Contender, Prepared] = {}
+    errors: dict[Contender, tuple[float, float]] = {}
+    for contender in (*OURS, *peers):
+        try:
+            prepared = contender.prepare(task)
+            if prepared is None:
+                continue
+            errors[contender] = check(p, prepared.answer(prepared.call()), sample, exact)
+        except Exception as error:  # other people's software, which may raise anything
+            if contender in OURS:
+                raise
+            say(f"{layer.name}: {contender.name}: {type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}")
+            continue
+        ready[contender] = prepared
+    peak, operations = peak_call(p.dtype, threads)
+    calls = {contender.name: prepared.call for contender, prepared in ready.items()}
+    turns = interleaved({_PEAK: peak, **calls}, threads, rounds)
+    rate = operations / turns[_PEAK].median
+    return [_row(layer, threads, c, ready[c].note, turns[c.name], rate, errors[c]) for c in ready]
+
+
+def check(problem: Problem, answer: AnyArray, sample: Sample, exact: AnyArray) -> tuple[float, float]:
+    """Largest and root mean square error at the sampled places, as fractions of the largest magnitude there.
+
+    Raises WrongAnswer for another shape or dtype, and where the largest error passes 1024 units of rounding (4 for 16-bit numbers,
+    which are rounded once more; none for integers): more than a sound algorithm errs by, less than a wrong one.
+    """
+    dtype = dtype_named(problem.out_dtype)
+    if answer.shape != problem.result_shape or answer.dtype != dtype:
+        raise WrongAnswer(f"{answer.dtype} of shape {answer.shape} instead of {dtype} of {problem.result_shape}")
+    found, whole = sample.found(answer), dtype.kind in "iu"
+    error = np.abs(found.astype(exact.dtype) - (exact.astype(dtype).astype(exact.dtype) if whole else exact))
+    scale = float(np.abs(exact).max()) or 1.0
+    largest, mean = float(error.max()) / scale, float(np.sqrt(np.mean(np.square(error)))) / scale
+    if not largest <= (0 if whole else _TOLERANCE.get(dtype.name, 1024 * 2.0**-24)):
+        raise WrongAnswer(f"largest error {largest:.2e} of the largest magnitude")
+    return largest, mean
+
+
+def _row(layer: Layer, threads: int, contender: Contender, note: str, turns: Turns, peak: float, errors: tuple[float, float]) -> Row:
+    return Row(
+        machine(), datetime.date.today().isoformat(), layer.name, str(layer.problem), threads, contender.name, contender.version, note,
+        contender.reuses_output, turns.median, turns.best, len(turns.seconds), layer.problem.flops, peak, *errors,
+    )  # fmt: skip
+
+
+@functools.cache
+def machine() -> str:
+    """The processor's name and how many CPUs the system has."""
+    name, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if info.is_file():
+        pairs = [line.split(":", 1) for line in info.read_text("utf-8").split("\n\n")[0].splitlines() if ":" in line]
+        known = {key.strip(): value.strip() for key, value in pairs}
+        name = f"{known.get('model name', name)} (family {known.get('cpu family', '?')}, model {known.get('model', '?')})"
+    return f"{name}, {os.cpu_count()} CPUs, {platform.system()} {platform.machine()}"
