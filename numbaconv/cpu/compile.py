@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numba
-from numba.core import config, types
+from numba.core import config, event, types
 from numba.core.dispatcher import Dispatcher
+from numba.core.typing.typeof import typeof
 
 Function = Callable[..., Any]
 _specialising = threading.Lock()
@@ -21,9 +24,10 @@ def kernel(**options: Any) -> Callable[[Function], Function]:
     """``numba.njit`` for every kernel of the package; ``options`` are njit's, ``cache`` excepted.
 
     The function itself where NUMBA_DISABLE_JIT is set.  Compiled code is cached on disk where a cache folder can be written, and
-    compiled again by each process where not.  A serial and a ``parallel=True`` variant must be two functions: Numba's cache key
-    ignores that option.
+    compiled again by each process where not.  With ``forceinline=True`` it can be called from kernels only, not from Python.
     """
+    if options.get("forceinline"):  # entries that nobody calls would be compiled too
+        options = options | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
     def compiled(function: Function) -> Function:
         dispatcher = numba.njit(nogil=True, error_model="numpy", **options)(function)
@@ -47,6 +51,14 @@ def specialise(dispatcher: Any, arguments: tuple[types.Type, ...]) -> None:
             dispatcher.disable_compile()
 
 
+def entry_point(dispatcher: Any, arguments: tuple[Any, ...]) -> tuple[int, tuple[types.Type, ...]]:
+    """Address of the code that a call of a kernel with these arguments runs, compiled now if need be, and the types that it takes."""
+    signature: Any = types.Dispatcher(dispatcher).get_call_type(dispatcher.typingctx, tuple(typeof(a) for a in arguments), {})
+    compiled = dispatcher.overloads[signature.args]
+    return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name), signature.args
+
+
+# ---- the disk cache ----------------------------------------------------------------------------------------------------
 def _cache(dispatcher: Any) -> None:
     """Turn on the disk cache; the only place that touches Numba's private cache attributes.
 
@@ -57,8 +69,21 @@ def _cache(dispatcher: Any) -> None:
         dispatcher.enable_caching()
     except RuntimeError:  # "no locator available": no folder can be written
         return
-    stored = dispatcher._cache._cache_file
+    cache = dispatcher._cache
+    stored = cache._cache_file
     stored._source_stamp = (stored._source_stamp, _sources(), config.BOUNDSCHECK)
+    cache.load_overload, cache.save_overload = _unless_it_fails(cache.load_overload), _unless_it_fails(cache.save_overload)
+
+
+def _unless_it_fails(access: Function) -> Function:
+    """Goes on uncached where the cache folder can no longer be read or written: a full disk, a folder taken away."""
+
+    @functools.wraps(access)
+    def attempt(*arguments: Any) -> Any:
+        with contextlib.suppress(OSError):
+            return access(*arguments)
+
+    return attempt
 
 
 @functools.cache
@@ -69,3 +94,25 @@ def _sources() -> str:
     for path in [*sorted(here.glob("*.py")), here.parent / "padding.py"]:
         digest.update(path.read_bytes() if path.is_file() else b"")
     return digest.hexdigest()
+
+
+# ---- the notice --------------------------------------------------------------------------------------------------------
+class _Notice(event.Listener):  # type: ignore[misc]
+    """Says once a process, through the logger "numbaconv", that a kernel is being compiled: nothing was loaded from the cache."""
+
+    given = False
+
+    def on_start(self, event: Any) -> None:
+        dispatcher = event.data["dispatcher"]
+        if self.given or not dispatcher.py_func.__module__.startswith(f"{__package__}."):
+            return
+        self.given = True
+        folder = dispatcher._cache.cache_path
+        kept = f"once: kept in {folder}" if folder else "in every process: no cache folder can be written, see NUMBA_CACHE_DIR"
+        logging.getLogger("numbaconv").warning("numbaconv is compiling kernels for this processor, which takes seconds (%s)", kept)
+
+    def on_end(self, event: Any) -> None:
+        pass
+
+
+event.register("numba:compile", _Notice())

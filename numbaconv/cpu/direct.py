@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import from_dtype, prange, types
+from numba import from_dtype, types
 
 from ..arrays import ELEMENTS, NARROW_INTEGERS, AnyArray
 from ..choose import Accuracy
@@ -60,7 +60,7 @@ from .rows import (
     index_of,
     meets,
 )
-from .threads import launch, most_threads, next_task
+from .threads import most_threads, next_task, share
 
 TILE = 512  # result columns of one tile
 BLOCK_BYTES = 16 << 10  # sums of one block of result channels: half of a small L1 cache
@@ -257,12 +257,6 @@ def convolve_rows(source, weight, bias, result, geometry, segments, taps, tasks,
             _store(result, place, geometry, sums, channels, columns)
 
 
-@kernel(parallel=True)
-def convolve_rows_team(threads, source, weight, bias, result, geometry, segments, taps, tasks, counter):  # type: ignore[no-untyped-def]
-    for _ in prange(threads):
-        convolve_rows(source, weight, bias, result, geometry, segments, taps, tasks, counter)
-
-
 @functools.cache
 def _compile(storage: np.dtype[Any], accumulator: np.dtype[Any], result: np.dtype[Any]) -> None:
     """One compilation for each combination of dtypes: read-only and writeable sources share it."""
@@ -271,7 +265,6 @@ def _compile(storage: np.dtype[Any], accumulator: np.dtype[Any], result: np.dtyp
     vector, table = types.int64[::1], types.int64[:, ::1]
     arguments = (read, sums, sums, write, vector, table, table, types.int64, vector)
     specialise(convolve_rows, arguments)
-    specialise(convolve_rows_team, (types.int64, *arguments))
 
 
 class Direct:
@@ -351,7 +344,7 @@ class DirectSetup:
         _compile(source.dtype, weight.dtype, result.dtype)
         tasks, seconds = len(source) * self._tasks, len(source) * self.seconds
         arguments = (memory_of(source), weight, bias, memory_of(result), geometry, segments, taps, tasks)
-        launch(convolve_rows, convolve_rows_team, arguments, tasks, seconds)
+        share(convolve_rows, arguments, tasks, seconds)
 
     @functools.cached_property
     def _layouts(self) -> Layouts[AnyArray]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import from_dtype, prange, types
+from numba import from_dtype, types
 
 from ..arrays import ELEMENTS, AnyArray
 from ..padding import PADDING
@@ -44,7 +44,7 @@ from .rows import (
     geometry_of,
     meets,
 )
-from .threads import launch, most_threads, next_task
+from .threads import most_threads, next_task, share
 
 TILE = 512  # columns of a row of the output gradient taken at once
 
@@ -112,12 +112,6 @@ def weight_grad_rows(source, grad, result, narrow, wide, geometry, segments, tap
                 )
 
 
-@kernel(parallel=True)
-def weight_grad_rows_team(threads, source, grad, result, narrow, wide, geometry, segments, taps, tasks, counter):  # type: ignore[no-untyped-def]
-    for _ in prange(threads):
-        weight_grad_rows(source, grad, result, narrow, wide, geometry, segments, taps, tasks, counter)
-
-
 @functools.cache
 def _compile(storage: np.dtype[Any], narrow: np.dtype[Any], wide: np.dtype[Any], result: np.dtype[Any]) -> None:
     read = types.Array(from_dtype(storage), 1, "C", readonly=True)
@@ -125,7 +119,6 @@ def _compile(storage: np.dtype[Any], narrow: np.dtype[Any], wide: np.dtype[Any],
     vector, table = types.int64[::1], types.int64[:, ::1]
     arguments = (read, read, write, sums, totals, vector, table, table, types.int64, vector)
     specialise(weight_grad_rows, arguments)
-    specialise(weight_grad_rows_team, (types.int64, *arguments))
 
 
 @dataclass(frozen=True)
@@ -187,4 +180,4 @@ class WeightGradSetup:
             taps,
             tasks,
         )
-        launch(weight_grad_rows, weight_grad_rows_team, arguments, tasks, len(source) * self.seconds)
+        share(weight_grad_rows, arguments, tasks, len(source) * self.seconds)

@@ -12,12 +12,7 @@ takes tasks until none is left::
                 break
             ...
 
-and its *team* runs one worker on each thread::
-
-    @kernel(parallel=True)
-    def _team(threads, ..., counter):
-        for _ in prange(threads):
-            _worker(..., counter)
+and :func:`share` runs it alone, or one on each thread.
 """
 
 from __future__ import annotations
@@ -29,10 +24,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import get_num_threads, threading_layer
-from numba.core import config
-from numba.extending import overload
+from numba import get_num_threads, prange, threading_layer, types
+from numba._dispatcher import compute_fingerprint
+from numba.core import cgutils, config
+from numba.extending import intrinsic, overload
 
+from .compile import entry_point, kernel, specialise
 from .simd import atomic_increment
 
 SERIAL_BELOW = 200e-6
@@ -54,8 +51,8 @@ def _next_task(counter):  # type: ignore[no-untyped-def]  # Numba compares the s
     return lambda counter: atomic_increment(counter)
 
 
-def launch(worker: Callable[..., None], team: Callable[..., None], arguments: tuple[Any, ...], tasks: int, seconds: float) -> None:
-    """Run ``worker(*arguments, counter)`` on this thread, or ``team(threads, *arguments, counter)``.
+def share(worker: Callable[..., None], arguments: tuple[Any, ...], tasks: int, seconds: float) -> None:
+    """Run ``worker(*arguments, counter)`` on this thread, or one on each of several threads.
 
     ``seconds`` estimates the whole work on one thread.
     """
@@ -66,11 +63,54 @@ def launch(worker: Callable[..., None], team: Callable[..., None], arguments: tu
             worker(*arguments, counter)
     elif threads < 2:
         worker(*arguments, counter)
-    elif threading_layer() == "workqueue":  # it aborts the process when two threads enter it
-        with _one_at_a_time:
-            team(threads, *arguments, counter)
     else:
-        team(threads, *arguments, counter)
+        everything = (*arguments, counter)
+        address = _address(worker, everything)
+        # The layer "workqueue" aborts the process when two threads enter it.
+        with _one_at_a_time if threading_layer() == "workqueue" else contextlib.nullcontext():
+            _team(threads, address, everything)
+
+
+def launch(worker: Callable[..., None], team: Callable[..., None], arguments: tuple[Any, ...], tasks: int, seconds: float) -> None:
+    """:func:`share`, for callers that still have a team of their own."""
+    share(worker, arguments, tasks, seconds)
+
+
+@kernel(parallel=True)
+def _team(threads, address, arguments):  # type: ignore[no-untyped-def]
+    for _ in prange(threads):
+        _call(address, arguments)
+
+
+@intrinsic
+def _call(typingctx, address, arguments):  # type: ignore[no-untyped-def]
+    """Call the compiled worker at ``address``.
+
+    Were it named instead, Numba would link its code into the team's and optimise and compile all of it a second time.
+    """
+
+    def codegen(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        types_, convention = signature.args[1].types, context.call_conv
+        worker = builder.inttoptr(values[0], convention.get_function_type(types.void, types_).as_pointer())
+        status, _ = convention.call_function(builder, worker, types.void, types_, cgutils.unpack_tuple(builder, values[1]))
+        with cgutils.if_unlikely(builder, status.is_error):
+            convention.return_status_propagate(builder, status)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, arguments), codegen
+
+
+def _address(worker: Callable[..., None], arguments: tuple[Any, ...]) -> int:
+    """Where the worker's code for arguments of these types begins; the team that calls it is then compiled too."""
+    key = worker, compute_fingerprint(arguments)
+    if key not in _addresses:
+        address, taken = entry_point(worker, arguments)
+        specialise(_team, (types.int64, types.int64, types.Tuple(taken)))
+        _addresses[key] = address
+    return _addresses[key]
+
+
+_addresses: dict[tuple[Callable[..., None], bytes], int] = {}
 
 
 def team_size(seconds: float) -> int:
