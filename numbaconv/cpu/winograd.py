@@ -31,7 +31,7 @@ from .axes import Line, axis_parts, merged
 from .gemm import TILE_ROWS, TILE_VECTORS
 from .layouts import Layouts
 from .target import target
-from .threads import launch, most_threads, team_size
+from .threads import most_threads, share, team_size
 from .winograd_matrices import IDENTITY, Factor
 from .winograd_transforms import loads, shape_of, table_fields
 
@@ -48,6 +48,9 @@ MOST_WEIGHTS = 8  # times the weight's size
 FEWEST_CHANNELS = 16
 FEWEST_RESULTS = 50
 
+PICKS = target().vector_bytes == 64
+"""Whether segments may be shorter than they can be: see ``Vectors.pick``."""
+
 CELL_BYTES = 1_200_000
 """Transformed cells of a task that stay in the second-level cache."""
 
@@ -56,8 +59,8 @@ MOST_ROWS = 8
 
 # The cost model, in cycles a vector and product of a tile: of transforming a channel, or a filter's sums; of one multiply-add, and of
 # reading its weight, once a task.
-INPUT_CYCLES = 12.0
-OUTPUT_CYCLES = 7.0
+INPUT_CYCLES = 16.0
+OUTPUT_CYCLES = 8.0
 PRODUCT_CYCLES = 0.55
 WEIGHT_CYCLES = 0.3
 CYCLES_A_SECOND = 2.5e9
@@ -171,12 +174,37 @@ class WinogradSetup:
     @cached_property
     def seconds(self) -> float:
         """Estimated time of one image on one thread."""
-        p, tiles = self.problem, [-(-n // factor.outputs) for n, factor in zip(self.problem.result_size, self.factors)]
-        vectors = -(-math.prod(tiles) // self.lanes)
-        transform = self.channels * INPUT_CYCLES + self.row_blocks * TILE_ROWS * OUTPUT_CYCLES
-        weights = self.row_blocks * TILE_ROWS * self.channels
-        multiply = weights * (PRODUCT_CYCLES + WEIGHT_CYCLES / min(vectors, self.vectors))
-        return p.groups * vectors * self.products * (transform + multiply) / CYCLES_A_SECOND
+        high, *plane = (-(-n // factor.outputs) for n, factor in zip(self.problem.result_size, self.factors))
+        stacks = math.prod(plane) * (high if self.factors[0] == IDENTITY else 1)
+        depths = 1 if self.factors[0] == IDENTITY else -(-high // -(-high // self.vectors))
+        block = self._block(stacks, plane[1], self.factors[2].outputs, depths)
+        each = self._cycles(block, stacks, plane[1], self.factors[2].outputs, depths)
+        return self.problem.groups * -(-high // depths if depths > 1 else 1) * each / CYCLES_A_SECOND
+
+    def _block(self, stacks: int, across: int, segments: int, depths: int) -> int:
+        """Stacks of tiles of a task: what fits the cache, or fewer whole rows of ``across`` tiles where they fill the groups better."""
+        lanes = self.lanes
+        most = self.vectors // depths * lanes
+        even = -(-stacks // (-(-stacks // most) * lanes)) * lanes
+        rows = min(most // across * across, stacks)
+        if not rows or not PICKS:
+            return even
+        rows = -(-stacks // across // -(-stacks // rows)) * across
+        return min((even, rows), key=lambda block: self._cycles(block, stacks, across, segments, depths))
+
+    def _cycles(self, block: int, stacks: int, across: int, segments: int, depths: int) -> float:
+        """Estimated cycles of all blocks of stacks of ``depths`` tiles, from the first few."""
+        lanes, filters, cycles, shown = self.lanes, self.row_blocks * TILE_ROWS, 0.0, min(stacks, 6 * block)
+        transform = self.channels * INPUT_CYCLES + filters * OUTPUT_CYCLES
+        for first in range(0, shown, block):
+            tile, last, groups = first, min(first + block, shown), 0
+            while tile < last:
+                for _ in range(segments):
+                    tile += min(lanes // segments, across - tile % across, last - tile)
+                groups += 1
+            vectors = -(-(last - first) * depths // lanes)
+            cycles += groups * depths * transform + filters * self.channels * (vectors * PRODUCT_CYCLES + WEIGHT_CYCLES)
+        return cycles * self.products * stacks / shown
 
     @cached_property
     def workspace(self) -> int:
@@ -216,7 +244,7 @@ class WinogradSetup:
         placed, factors = self._layouts(source, result, threads)
         g = placed.copy()
         g[kernels.SOURCE], g[kernels.RESULT] = _address(source), _address(result)
-        launch(kernels.worker, kernels.team, (shape_of(factors), g, *packed), int(g[kernels.TASKS]), seconds)
+        share(kernels.worker, (shape_of(factors), g, *packed), int(g[kernels.TASKS]), seconds)
 
     @cached_property
     def _layouts(self) -> Layouts[tuple[NDArray[np.int64], tuple[Factor, ...]]]:
@@ -234,7 +262,7 @@ class WinogradSetup:
             g[k.TILES + i] = -(-line.size // factor.outputs)
         if factors[0] == IDENTITY:
             g[k.TILES] = 1
-        if self.lanes * source.itemsize != 64:
+        if not PICKS:
             each = self.lanes // factors[2].outputs
             g[k.TILES + 2] = -(-int(g[k.TILES + 2]) // each) * each
         g[k.SOURCE_IMAGE], g[k.SOURCE_CHANNEL], g[k.RESULT_IMAGE], g[k.RESULT_CHANNEL] = *source.strides[:2], *result.strides[:2]
@@ -267,8 +295,7 @@ class WinogradSetup:
         stacks, high = int(g[k.STACKS]), int(g[k.TILES])
         chunks = -(-high // self.vectors)
         g[k.DEPTHS] = -(-high // chunks)
-        blocks = -(-stacks // (self.vectors // int(g[k.DEPTHS]) * lanes))
-        g[k.BLOCK] = -(-stacks // (blocks * lanes)) * lanes
+        g[k.BLOCK] = self._block(stacks, int(g[k.TILES + 2]), int(g[k.OUTPUTS + 2]), int(g[k.DEPTHS]))
         tasks, passes = p.groups * -(-stacks // int(g[k.BLOCK])) * chunks, -(-self.row_blocks // self.rows)
         g[k.ROW_BLOCKS], g[k.SPLITS] = self.rows, min(range(1, passes + 1), key=lambda n: -(-tasks * n // threads) * (1 + 4 / n))
         g[k.TASKS] = tasks * g[k.SPLITS]

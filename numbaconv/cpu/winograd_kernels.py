@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import prange
 
 from ..arrays import AnyArray
 from ..padding import PADDING, source_index
@@ -94,12 +93,6 @@ def worker(shape, geometry, weight, filters, bias, counter):  # type: ignore[no-
                 _repair(g, task, first, count, filters, bias, work)
 
 
-@kernel(parallel=True)
-def team(threads, shape, geometry, weight, filters, bias, counter):  # type: ignore[no-untyped-def]
-    for _ in prange(threads):
-        worker(shape, geometry, weight, filters, bias, counter)
-
-
 @kernel()
 def _workspace(g, like):  # type: ignore[no-untyped-def]
     lanes = lanes_of(like)
@@ -134,16 +127,14 @@ def _task(g, number):  # type: ignore[no-untyped-def]
 
 @kernel()
 def _clear_tail(g, used, work):  # type: ignore[no-untyped-def]
-    """Zero the lanes beyond the ``used`` ones that are computed with them: what lies in fresh memory may be slow to add up."""
+    """Zero the vector of cells that ``used`` lanes fill in part, and the vector of sums behind: what lies there may be slow to add up."""
     lanes = lanes_of(work.cells)
     end = -(-used // lanes) * lanes
-    for lane in range(used, end):
-        panel, column = lane // g[WIDTH], lane % g[WIDTH]
-        for p in range(g[PRODUCTS]):
-            start = p * g[CELL_STEP] + panel * g[CHANNELS] * g[WIDTH] + column
-            for channel in range(g[CHANNELS]):
-                work.cells[start + channel * g[WIDTH]] = 0
+    panel, column = (end - lanes) // g[WIDTH], (end - lanes) % g[WIDTH]
     for p in range(g[PRODUCTS]):
+        start = p * g[CELL_STEP] + panel * g[CHANNELS] * g[WIDTH] + column
+        for channel in range(g[CHANNELS] if used < end else 0):
+            work.cells[start + channel * g[WIDTH] : start + channel * g[WIDTH] + lanes] = 0
         for f in range(g[ROW_BLOCKS] * TILE_ROWS):
             start = p * g[SUM_STEP] + f * g[SUM_ROW] + end
             work.sums[start : start + lanes] = 0
