@@ -19,6 +19,12 @@ ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bflo
 SMALLEST = {"float64": 2.0**-1074, "float32": 2.0**-149, "float16": 2.0**-24, "bfloat16": 2.0**-133}
 
 
+def taking(problem: str) -> list[str]:
+    """Names of the registered algorithms that take the problem of this text."""
+    parsed = Problem.parse(problem)
+    return [algorithm.name for algorithm in registry("cpu") if algorithm.supports(parsed) is None]
+
+
 # Those that form every product of the definition, whose sums of whole numbers are exact.
 DEFINITION: list[Algorithm] = [algorithm for algorithm in registry("cpu") if algorithm.accuracy == "definition"]
 

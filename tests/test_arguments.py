@@ -16,7 +16,7 @@ import pytest
 import numbaconv
 from numbaconv import explain, plan
 
-from .checks import DEFINITION
+from .checks import taking
 
 Call = Callable[..., Any]
 
@@ -306,13 +306,17 @@ HUGE_TRANSPOSED = [
 ]
 
 
-@pytest.mark.parametrize("algorithm", [algorithm.name for algorithm in DEFINITION])
+@pytest.mark.parametrize("algorithm", taking("f32_fwd_mb1g1_ic1iw5_oc1kw3_s1_p0:0_d1_zeros_b0"))
 def test_huge_geometry_with_a_small_result(algorithm: str) -> None:
     """Padding, dilation and stride far beyond the input: no memory and no time for what is not there."""
     for function, calls in ((numbaconv.conv1d, HUGE_CALLS), (numbaconv.conv_transpose1d, HUGE_TRANSPOSED)):
         for arguments, expected in calls:
             weight = np.array([[arguments.get("weight", [1, 10, 100])]], np.float32)
-            y = function(np.array([[[1, 2, 3, 4, 5]]], np.float32), **arguments | {"weight": weight}, algorithm=algorithm)
+            try:
+                y = function(np.array([[[1, 2, 3, 4, 5]]], np.float32), **arguments | {"weight": weight}, algorithm=algorithm)
+            except ValueError as refusal:  # it may decline with a reason, never compute something else
+                assert str(refusal).startswith(f"algorithm {algorithm!r} declines: ")
+                continue
             np.testing.assert_array_equal(y, [[expected]])
 
 

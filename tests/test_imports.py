@@ -21,13 +21,13 @@ LAYERS = """
     padding problem arrays
     reference choose
     sample
-    cpu/axes cpu/compile cpu/halves cpu/layouts cpu/target
+    cpu/axes cpu/compile cpu/halves cpu/layouts cpu/target cpu/winograd_matrices
     cpu/simd
-    cpu/gemm cpu/threads
-    cpu/filter_kernel cpu/pack cpu/rows cpu/weight_tiles
-    cpu/direct_weight cpu/winograd_transforms
+    cpu/gemm cpu/threads cpu/winograd_transforms
+    cpu/filter_kernel cpu/pack cpu/rows cpu/weight_tiles cpu/winograd_products
+    cpu/direct_weight cpu/filter_layout cpu/weight_grad cpu/winograd_kernels
     cpu/direct
-    cpu/implicit_gemm cpu/winograd
+    cpu/filter cpu/implicit_gemm cpu/winograd
     cpu
     explanation
     plans
