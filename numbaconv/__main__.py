@@ -77,14 +77,21 @@ def explain(options: argparse.Namespace) -> int:
 
 
 def demo(options: argparse.Namespace) -> int:
-    """Run the demo; 1 where a check against the reference failed."""
-    output = Path(options.output)
+    """Run the demo; 1 where a check failed."""
+    for name, goes in (("crop", not options.train), ("engine", options.train), ("steps", options.train)):
+        if getattr(options, name) is not None and not goes:
+            raise ValueError(f"--{name} goes with {'--train' if not options.train else 'the demo without --train'}")
+    output = Path(options.output or ("numbaconv_training.png" if options.train else "numbaconv_demo.png"))
     if output.suffix.lower() != ".png":
-        raise ValueError(f"--output must name a .png file, got {options.output!r}")
+        raise ValueError(f"--output must name a .png file, got {str(output)!r}")
     if not os.access(output.parent, os.W_OK) or output.is_dir():
-        raise ValueError(f"--output must be a file in a folder that exists and can be written to, got {options.output!r}")
+        raise ValueError(f"--output must be a file in a folder that exists and can be written to, got {str(output)!r}")
     if _version("pillow") == _ABSENT:
         raise ModuleNotFoundError('the demo draws with Pillow, which is not installed: pip install "numbaconv[demo]"')
+    if options.train:
+        from .demo.train import STEPS, train_and_report
+
+        return 0 if train_and_report(output, options.engine or "numbaconv", STEPS if options.steps is None else options.steps) else 1
     from .demo import run
 
     return 0 if run(output, options.crop) else 1
@@ -121,7 +128,10 @@ def _parser() -> argparse.ArgumentParser:
 
     show = command(demo, "convolve a brain volume, check and time it, and save a picture")
     show.add_argument("--crop", type=int, metavar="N", help="use the central cube of N voxels (at least 8)")
-    show.add_argument("--output", default="numbaconv_demo.png", metavar="FILE", help="the picture, a .png file (default: %(default)s)")
+    show.add_argument("--output", metavar="FILE", help="the picture, a .png file (default: numbaconv_demo.png or numbaconv_training.png)")
+    show.add_argument("--train", action="store_true", help="train a small 3-D U-Net on a brain instead")
+    show.add_argument("--engine", metavar="NAME", help="with --train: numbaconv (the default), or torch: both, and compare them")
+    show.add_argument("--steps", type=int, metavar="N", help="with --train: steps of training")
 
     add_options(command(bench, "time layers beside other libraries, and write tables and a chart"))
 

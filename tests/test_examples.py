@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from .demo_data import needs_brain
+from .demo_data import needs_brain, needs_maps
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def run(name: str, folder: Path, *arguments: str, blocked: str | None = None) -> str:
-    """What the example prints; ``blocked`` names a package that it finds not installed."""
+def run(name: str, folder: Path, *arguments: str, blocked: str | None = None, status: int = 0) -> str:
+    """What the example prints; ``blocked`` names a package that it finds not installed, ``status`` is what it must exit with."""
     script = EXAMPLES / name
     command = [sys.executable, str(script), *arguments]
     if blocked is not None:
@@ -23,12 +23,17 @@ def run(name: str, folder: Path, *arguments: str, blocked: str | None = None) ->
         command = [sys.executable, "-c", f"{hide}; runpy.run_path({str(script)!r})"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == status, done.stdout + done.stderr
     return done.stdout
 
 
 def test_every_example_is_run_here() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"quickstart.py", "torch_weights.py", "two_or_three_dimensions.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {
+        "quickstart.py",
+        "torch_weights.py",
+        "train_brain_segmentation.py",
+        "two_or_three_dimensions.py",
+    }
 
 
 def test_quickstart(tmp_path: Path) -> None:
@@ -54,3 +59,18 @@ def test_two_or_three_dimensions(tmp_path: Path) -> None:
     differences = [float(line.rsplit(" ", 1)[1]) for line in printed.splitlines() if "largest difference" in line]
     assert len(differences) == 2 and max(differences) < 1e-5
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+@needs_maps
+@pytest.mark.parametrize("engine", ["numbaconv", "torch"])
+def test_train_brain_segmentation(tmp_path: Path, engine: str) -> None:
+    """Twenty steps: enough to compare the engines, not enough to beat the threshold, which the script says."""
+    if engine == "torch" and os.environ.get("NUMBACONV_REQUIRE_TORCH") != "1":
+        pytest.importorskip("torch", reason="torch is not installed", exc_type=ImportError)
+    picture = tmp_path / "picture.png"
+    printed = run("train_brain_segmentation.py", tmp_path, "--steps", "20", "--engine", engine, "--output", str(picture), status=1)
+    assert "numbaconv 20/20 steps, loss" in printed and "the network DOES NOT BEAT the single threshold by -" in printed
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    if engine == "torch":
+        assert "losses of the first 20 steps agree: largest relative difference" in printed
+        assert "time: torch " in printed and ", numbaconv " in printed

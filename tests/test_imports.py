@@ -110,7 +110,7 @@ def test_only_numba_and_numpy_are_required(module: str) -> None:
         elif module == "bench/contenders" and root in PEERS:
             assert not top, f"{module} imports {name}"
         elif root in ("jax", "torch"):
-            assert module == root, f"{module} imports {name}"
+            assert module == root or not top, f"{module} imports {name}"
         elif root == "numba":
             assert module.startswith("cpu/") or not top, f"{module} imports {name}"
         else:

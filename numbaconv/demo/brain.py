@@ -29,14 +29,19 @@ _DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2"}
 
 def brain_path() -> Path:
     """Where the volume was installed; FileNotFoundError, with what to install, where it wasn't."""
+    return installed_file(PACKAGE, FILE, "the MRI volume", "demo")
+
+
+def installed_file(package: str, name: str, what: str, extra: str) -> Path:
+    """The place of a file that a package brought; FileNotFoundError, naming ``what`` and the extra to install, where it did not."""
     try:
-        files = importlib.metadata.files(PACKAGE) or []
+        files = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError:
         files = []
     for file in files:
-        if file.name == FILE:
+        if file.name == name:
             return Path(str(file.locate()))
-    raise FileNotFoundError(f'the MRI volume comes with the package {PACKAGE}, which is not installed: pip install "numbaconv[demo]"')
+    raise FileNotFoundError(f'{what} comes with the package {package}, which is not installed: pip install "numbaconv[{extra}]"')
 
 
 def load_brain(crop: int | None = None) -> AnyArray:
