@@ -2,7 +2,8 @@
 
 from ..choose import Algorithm
 from .direct import Direct
+from .filter import Filter
 from .implicit_gemm import ImplicitGemm
 from .weight_grad import WeightGemm
 
-ALGORITHMS: tuple[Algorithm, ...] = (ImplicitGemm(), WeightGemm(), Direct())
+ALGORITHMS: tuple[Algorithm, ...] = (Filter(), ImplicitGemm(), WeightGemm(), Direct())
