@@ -32,7 +32,8 @@ def draw_chart(path: Path, rows: Sequence[Row]) -> None:
         axes.axvline(1, color="black", linewidth=0.8)
         axes.axvline(mean, color="0.5", linewidth=0.8, linestyle="--")
         axes.set_xscale("log")
-        axes.set_xlim(min([*ratios, 0.7]) / 1.5, max([*ratios, 1.4]) * 1.6)
+        low, high = min([*ratios, 0.7]), max([*ratios, 1.4])
+        axes.set_xlim(low * (high / low) ** -0.28, high * (high / low) ** 0.22)  # room for the numbers beside the bars
         ticks = [tick for tick in (0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64) if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]]
         axes.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
         axes.minorticks_off()

@@ -154,9 +154,7 @@ def _found(names: Sequence[str]) -> Iterator[tuple[str, str]]:
             continue
         found = {name: known[name]} if name in known else {other: text for other, text in known.items() if name in other}
         if not found:
-            raise ValueError(
-                f"--layers must be (parts of) names of layers or text forms of problems, got {name!r}; names: {', '.join(known)}"
-            )
+            raise ValueError(f"--layers must be text forms of problems or (parts of) names out of {', '.join(known)}, got {name!r}")
         yield from found.items()
 
 

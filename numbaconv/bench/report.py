@@ -157,20 +157,8 @@ def _means(layers: Sequence[Result]) -> list[str]:
 
 
 def _table(layers: Sequence[Result]) -> list[str]:
-    head = [
-        "layer",
-        "GFLOP",
-        "algorithm",
-        "GFLOP/s",
-        "with out=",
-        "function",
-        "of peak",
-        "best peer",
-        "its GFLOP/s",
-        "ratio",
-        "fresh",
-        "/ torch",
-    ]
+    head = ["layer", "GFLOP", "algorithm", "GFLOP/s", "with out=", "function", "of peak"]
+    head += ["best peer", "its GFLOP/s", "ratio", "fresh ratio", "torch ratio"]
     rows = []
     for layer in layers:
         ours, best = layer.ours, layer.best_peer

@@ -22,16 +22,18 @@ FEWEST_HOPELESS = 3
 BUDGET = 2.0
 """Seconds of turns after which a call takes part in no more than FEWEST_ROUNDS rounds."""
 
-_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _SETTLE = 0.12
 
 
 @contextmanager
 def on_threads(threads: int) -> Iterator[None]:
-    """Keep this process, and libraries that it loads from now on, on ``threads`` CPUs, of which it then uses each by one thread.
+    """Keep this process on ``threads`` CPUs, and libraries that it loads from now on to so many threads.
 
     The thread that calls is pinned where the system allows it; libraries that were loaded before may have more threads.
     """
+    import numba  # before pinning: it makes as many threads as it then sees CPUs, once, and is told how many of them to use
+
     pinning = hasattr(os, "sched_setaffinity")
     cpus = sorted(os.sched_getaffinity(0)) if pinning else list(range(os.cpu_count() or 1))
     if not 1 <= threads <= len(cpus):
@@ -40,8 +42,6 @@ def on_threads(threads: int) -> Iterator[None]:
     os.environ.update(dict.fromkeys(_VARIABLES, str(threads)))
     if pinning:
         os.sched_setaffinity(0, cpus[-threads:])  # the first CPUs have more of the system's own work
-    import numba
-
     before = numba.get_num_threads()
     numba.set_num_threads(threads)
     try:
