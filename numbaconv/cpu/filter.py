@@ -45,8 +45,8 @@ MOST_CHANNELS = 16  # source channels of a group
 (
     GROUPS, DEPTH, HEIGHT, WIDTH, SOURCES, RESULTS, BLOCKS, PLANES, TAPS, DEPTH_STRIDE, DEPTH_GAP, ROW_STRIDE, COLUMN_STRIDE, COLUMN_GAP,
     COLUMN_REACH, SOURCE_WIDTH, LEFT, MODE, TILE_CHANNELS, TILE_ROWS, TILE_COLUMNS, HEIGHTS, SPACING, UNIT, TURNS, TILES, COLUMNS,
-    PHASE_CELLS, GROUPS_AT_ONCE, ENTRIES, COPIES, SCRATCH, MASKS, STRAIGHT, FOLDED, ROW_STEP, BLOCK_WEIGHTS, PLANE_TABLE, ROW_TABLE, TAP_TABLE, BAND_TABLE, SKIPPING,
-    VECTORS, TASKS, SOURCE, RESULT, SOURCE_STEP,
+    PHASE_CELLS, GROUPS_AT_ONCE, ENTRIES, COPIES, SCRATCH, MASKS, STRAIGHT, FOLDED, ROW_STEP, BLOCK_WEIGHTS, PLANE_TABLE, ROW_TABLE,
+    TAP_TABLE, BAND_TABLE, SKIPPING, VECTORS, TASKS, SOURCE, RESULT, SOURCE_STEP,
 ) = range(47)  # fmt: skip
 RESULT_STEP, FIELDS = SOURCE_STEP + 5, SOURCE_STEP + 10
 
@@ -125,7 +125,7 @@ def _copy_rows(g, source, groups, origin, cells, low, high, copied, scratch, cop
     Cells that vectors do not copy are taken by index: all of a row, or the padding in modes other than zeros.
     """
     first, target = source + origin * g[SOURCE_STEP + 4], address_of(scratch)
-    for group in range(groups):
+    for _ in range(groups):
         if g[COLUMN_STRIDE] == 2:
             split_lines(scratch, first, target, address_of(copies), found, address_of(copied), g[PHASE_CELLS] // lanes_of(scratch))
         else:
@@ -233,7 +233,7 @@ def _sum_groups(g, tables, weight, bias, first, groups, result, rows, columns, b
                 else:
                     at, place = at + part * g[ROW_STRIDE] * g[TURNS] * 8, place + part * g[RESULT_STEP + 3]
                     count, long = rows if spacing == 1 else (rows - part + spacing - 1) // spacing, columns
-                _sum_rows(g, tables, weight, weights, biases, place, count, long, some, bands, masks, at, stage)
+                _sum_rows(g, tables, weight, weights, biases, place, count, long, some, bands, masks, at, stage)  # type: ignore[no-untyped-call]
 
 
 # ---- tasks -------------------------------------------------------------------------------------------------------------
@@ -277,12 +277,14 @@ def _worker(geometry, tables, source, weight, bias, result, counter):  # type: i
             _copy_rows(g, start, groups, origin, cells, low, high, copied, scratch, copies, found)
         start = address_of(result) + g[RESULT] + image * g[RESULT_STEP] + first * g[RESULTS] * g[RESULT_STEP + 1]
         start += d * g[RESULT_STEP + 2] + down * g[RESULT_STEP + 3] + across * g[RESULT_STEP + 4]
-        _sum_groups(g, table, borrowed(weight), borrowed(bias), first, groups, start, rows, columns, bands, masks, lines, stage)
+        _sum_groups(  # type: ignore[no-untyped-call]
+            g, table, borrowed(weight), borrowed(bias), first, groups, start, rows, columns, bands, masks, lines, stage
+        )
 
 
 def _team(threads, geometry, tables, source, weight, bias, result, counter):  # type: ignore[no-untyped-def]
     for _ in prange(threads):
-        _worker(geometry, tables, source, weight, bias, result, counter)
+        _worker(geometry, tables, source, weight, bias, result, counter)  # type: ignore[no-untyped-call]
 
 
 @cache

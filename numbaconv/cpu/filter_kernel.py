@@ -42,8 +42,9 @@ def tile_sums(tile: Tile) -> Any:
         result[o, r, l] = bias[o] + sum over heights h, bands b of h, taps k, kernel rows j < h of
                           weight[h][b, k, j, o] * line(b, r + j)[column + shift(k) + l]
 
-    in this order, one chain of multiply-adds; cells of a line that no mask names count as zero and are not read.  All arguments but the array ``like``, which gives the dtype, are int64; those that name memory are byte addresses and those that
-    step through it are bytes:
+    in this order, one chain of multiply-adds; cells of a line that no mask names count as zero and are not read.  All
+    arguments but the array ``like``, which gives the dtype, are int64; those that name memory are byte addresses and those that step
+    through it are bytes:
 
     bands : of int64 (address, count, offset) for each of ``tile.heights``: where the bands' places (bytes in ``lines``) are listed, how
         many they are, and where their weights, (count, width, h, tile.channels) elements, start after ``weight``
@@ -170,7 +171,7 @@ def _copying(phases: int) -> Callable[[Any, Any, Any, Any], Any]:
                 numbers = [b.add(b.mul(j, int64(phases)), int64(part)) for part in range(phases)]
                 cells = [v.masked_load(v.at(start, b.mul(n, int64(v.lanes))), v.mask_of(_int64_at(b, masks, n))) for n in numbers]
                 for phase in range(phases):
-                    part = v.shuffle(*cells, range(phase, 2 * v.lanes, 2)) if phases == 2 else cells[0]
+                    part = v.shuffle(cells[0], cells[1], range(phase, 2 * v.lanes, 2)) if phases == 2 else cells[0]
                     v.store(part, v.at(place, b.mul(b.add(j, b.mul(vectors, int64(phase))), int64(v.lanes))))
                 return []
 

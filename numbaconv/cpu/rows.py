@@ -21,7 +21,10 @@ NOTHING = -2  # no source cell: outside a gradient, or between the steps of its 
 
 # Fields of the geometry, an int64 array.  First three axes each, then single numbers.
 SOURCE, RESULT, KERNEL, STRIDE, DILATION, PAD, PAD_HIGH = range(0, 21, 3)
-GROUPS, SOURCES, RESULTS, MODE, TRANSPOSED, IN_KIND, OUT_KIND, COLUMNS, BLOCK, ROWS, LINE, FINITE, FOLDS, WIDTH, IMAGES, LINES = range(21, 37)
+(
+    GROUPS, SOURCES, RESULTS, MODE, TRANSPOSED, IN_KIND, OUT_KIND, COLUMNS, BLOCK, ROWS,
+    LINE, FINITE, FOLDS, WIDTH, IMAGES, LINES,
+) = range(21, 37)  # fmt: skip
 # Of a call: offset of the first element and five strides, in elements, of source and result (and a third array).
 SOURCE_BASE, SOURCE_STEP, RESULT_BASE, RESULT_STEP, OTHER_BASE, OTHER_STEP, FIELDS = 37, 38, 43, 44, 49, 50, 55
 

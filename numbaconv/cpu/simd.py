@@ -223,7 +223,7 @@ def borrowed(typingctx: Any, array: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         lent = context.make_array(signature.return_type)(context, builder, arguments[0])
-        lent.meminfo = context.get_constant_null(types.MemInfoPointer(signature.return_type.dtype))
+        lent.meminfo = context.get_constant_null(types.MemInfoPointer(signature.return_type.dtype))  # type: ignore[attr-defined]
         return lent._getvalue()
 
     return array(array), codegen
