@@ -14,8 +14,9 @@ all images are cut where dW has too few blocks to keep threads busy.  The shares
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import prange
@@ -30,10 +31,10 @@ from ..problem import Problem, Triple
 from .compile import kernel
 from .gemm import TILE_ROWS, TILE_VECTORS
 from .rows import axis_segments, index_of
-from .simd import lanes_of, load_element, store_element
+from .simd import address_of, borrowed, lanes_of, load_element, store_element
 from .target import target
 from .threads import launch, most_threads, next_task
-from .weight_tiles import DOT_TILES, add_channel_tile, copy_row, dot_tile, transpose
+from .weight_tiles import DOT_TILES, add_channel_tile, copy_lines, dot_tile, store_row, transpose
 
 CHANNEL_PIXELS = 256  # output pixels of a strip whose lanes are channels: its panel stays in the first-level cache
 PIXEL_PIXELS = 2048  # and of one whose lanes are pixels: its lanes are summed up only then
@@ -41,6 +42,11 @@ RUN = 64  # strips
 SUMS_BYTES = 300_000  # of a block of dW, in the second-level cache
 SCRATCH_BYTES = 600_000
 TASKS = 32  # as many blocks and shares as keep threads busy
+SHARES_BYTES = 1 << 20  # of the sums of all shares
+FEW_TASKS = 8  # fewer blocks of a dW too large for shares are cut further
+LEAST_TAPS = 256  # down to so many rows of products, for which an output gradient is packed
+ALIGNMENT = 64
+SPARE = max(TILE_ROWS, *(max(tile) for tile in DOT_TILES))
 TASK_SECONDS = 250e-6  # of a share, at least
 BYTES_A_SECOND = 1e10  # of shares that are added up
 
@@ -56,7 +62,7 @@ CYCLES_A_SECOND = 2.5e9
 OUT, IN, KERNEL, STRIDE, DILATION, PAD, STRIPS, BOX, SEGMENTS = range(0, 27, 3)
 (
     MODE, IMAGES, GROUPS, CHANNELS, FILTERS, CHANNEL_BLOCK, FILTER_BLOCK, GROUP_BLOCK, CHANNEL_BLOCKS, FILTER_BLOCKS, BLOCKS, SHARES,
-    KIND, IN_PLACE, GRAD_IN_PLACE, GRAD_MERGES, RESULT_MERGES, ROW, PLANE, CHANNEL, GRAD_ROW, SCRATCH, PANEL, SUMS_STEP, GROUP_SUMS,
+    KIND, IN_PLACE, GRAD_IN_PLACE, GRAD_MERGES, RESULT_TAP, ROW, PLANE, CHANNEL, GRAD_ROW, SCRATCH, PANEL, SUMS_STEP, GROUP_SUMS,
 ) = range(27, 52)  # fmt: skip
 SOURCE, GRAD, RESULT, FIELDS = 52, 58, 64, 70
 
@@ -64,41 +70,77 @@ CHANNEL_LANES = len(DOT_TILES)
 """The KIND of a block whose lanes are output channels; a smaller one is the number of a dot tile."""
 
 
+class Work(NamedTuple):
+    """Workspace of one thread.
+
+    scratch : cells of the input; panel : output gradients; sums : of a block of dW, (groups, taps, filters) or (groups, filters, taps)
+    cells, grads : offsets of what a tile's rows read; lines, grad_lines : rows to be copied; starts : of the rows of output pixels
+    """
+
+    scratch: Any
+    panel: Any
+    sums: Any
+    cells: Any
+    grads: Any
+    lines: Any
+    grad_lines: Any
+    starts: Any
+
+
 # ---- the worker --------------------------------------------------------------------------------------------------------
 @kernel()
 def _worker(geometry, segments, places, partial, counter):  # type: ignore[no-untyped-def]
-    """Tasks until none is left: each a block of dW summed over a share of the strips; one of several shares goes to ``partial``."""
-    g = geometry
-    strips = g[IMAGES] * g[STRIPS] * g[STRIPS + 1] * g[STRIPS + 2]
-    scratch, panel = np.zeros(g[SCRATCH], partial.dtype), np.zeros(g[PANEL], partial.dtype)
+    """Tasks until none is left: each a block of dW summed over a share of the strips."""
+    g, taps = geometry, geometry[KERNEL] * geometry[KERNEL + 1] * geometry[KERNEL + 2]
     size = g[GROUP_BLOCK] * g[GROUP_SUMS]
-    sums, totals = np.empty(size, partial.dtype), np.empty(size, partial.dtype)
-    cells = np.empty(g[CHANNEL_BLOCK] * g[KERNEL] * g[KERNEL + 1] * g[KERNEL + 2] + 32, np.int64)
-    grads = np.empty(g[FILTER_BLOCK] + 32, np.int64)
-    lines = np.empty((g[SCRATCH] // max(1, g[ROW]) + 1, 3), np.int64)
+    scratch, panel = _aligned(g[SCRATCH], partial), _aligned(g[PANEL], partial)
+    sums, totals = _aligned(size, partial), _aligned(size, partial)
+    cells, grads = np.empty(g[CHANNEL_BLOCK] * taps + SPARE, np.int64), np.empty(g[FILTER_BLOCK] + SPARE, np.int64)
+    lines, grad_lines = np.empty((g[SCRATCH] // g[ROW] + 1, 3), np.int64), np.empty((g[BOX] * g[BOX + 1], 3), np.int64)
     starts = np.empty(2 * g[BOX] * g[BOX + 1], np.int64)
+    scratch[:] = 0
+    panel[:] = 0
     while True:
         task = next_task(counter)
         if task >= g[BLOCKS] * g[SHARES]:
             break
-        share, block = task % g[SHARES], task // g[SHARES]
-        first, last = strips * share // g[SHARES], strips * (share + 1) // g[SHARES]
-        runs = max(1, -(-(last - first) // RUN))
-        _place_cells(g, block, places, cells)
-        for run in range(runs):
-            sums[:] = 0
-            for strip in range(first + run * RUN, min(first + (run + 1) * RUN, last)):
-                _add_strip(g, block, strip, segments, cells, grads, lines, starts, scratch, panel, sums)
-            if run == 0 and runs > 1:
-                totals[:] = sums
-            elif run > 0:
-                totals += sums
-        if runs > 1:
-            sums[:] = totals
+        work = Work(
+            borrowed(scratch), borrowed(panel), borrowed(sums), borrowed(cells), borrowed(grads), borrowed(lines), borrowed(grad_lines),
+            borrowed(starts),
+        )  # fmt: skip
+        _sum_block(borrowed(geometry), task, borrowed(segments), borrowed(places), work, borrowed(totals))
         if g[SHARES] > 1:
             partial[task * size : (task + 1) * size] = sums
-        else:
-            _store_block(g, block, sums)
+
+
+@kernel()
+def _aligned(size, like):  # type: ignore[no-untyped-def]
+    spare = ALIGNMENT // like.itemsize
+    memory = np.empty(size + spare, like.dtype)
+    return memory[-memory.ctypes.data // like.itemsize % spare :][:size]
+
+
+@kernel()
+def _sum_block(g, task, segments, places, work, totals):  # type: ignore[no-untyped-def]
+    """Sum a task's block of dW over its share of the strips, and write it where it is the only share."""
+    share, block = task % g[SHARES], task // g[SHARES]
+    strips = g[IMAGES] * g[STRIPS] * g[STRIPS + 1] * g[STRIPS + 2]
+    first, last = strips * share // g[SHARES], strips * (share + 1) // g[SHARES]
+    _place_cells(g, block, places, work.cells)
+    at_once = g[SHARES] == 1 and 0 < last - first <= RUN and g[RESULT_TAP] != 0 and g[KIND] == CHANNEL_LANES
+    if first == last:
+        work.sums[:] = 0
+    for start in range(first, last, RUN):
+        for strip in range(start, min(start + RUN, last)):
+            _add_strip(g, block, strip, strip > start, at_once and strip == last - 1, segments, work)
+        if start > first:
+            totals += work.sums
+        elif last - first > RUN:
+            totals[:] = work.sums
+    if last - first > RUN:
+        work.sums[:] = totals
+    if g[SHARES] == 1 and not at_once:
+        _store_block(g, block, work.sums)
 
 
 @kernel(parallel=True)
@@ -120,7 +162,7 @@ def _add_shares(geometry, partial, counter):  # type: ignore[no-untyped-def]
         sums = partial[start : start + size]
         for share in range(1, g[SHARES]):
             sums += partial[start + share * size : start + (share + 1) * size]
-        _store_block(g, block, sums)
+        _store_block(borrowed(geometry), block, borrowed(sums))
 
 
 @kernel(parallel=True)
@@ -156,24 +198,24 @@ def _place_cells(g, block, places, cells):  # type: ignore[no-untyped-def]
                     else:
                         cells[r] = c * g[CHANNEL] + places[i] * g[PLANE] + places[kd + j] * g[ROW] + places[kd + kh + k]
                     r += 1
-    for spare in range(r, min(r + 32, len(cells))):
+    for spare in range(r, r + SPARE):
         cells[spare] = cells[r - 1]
 
 
 # ---- strips ------------------------------------------------------------------------------------------------------------
 @kernel()
-def _add_strip(g, block, strip, segments, cells, grads, lines, starts, scratch, panel, sums):  # type: ignore[no-untyped-def]
-    """Add what one strip gives to a block of dW."""
+def _add_strip(g, block, strip, accumulate, final, segments, work):  # type: ignore[no-untyped-def]
+    """Compute what one strip gives to a block of dW, and add it to the sums where asked; ``final`` sums are written to dW as they come."""
     first_group, last_group, filter, filters, channel, channels = _block(g, block)
-    item = sums.itemsize
+    item = work.sums.itemsize
     w, rest = strip % g[STRIPS + 2], strip // g[STRIPS + 2]
     h, rest = rest % g[STRIPS + 1], rest // g[STRIPS + 1]
     d, image = rest % g[STRIPS], rest // g[STRIPS]
     d0, h0, w0 = g[OUT] * d // g[STRIPS], g[OUT + 1] * h // g[STRIPS + 1], g[OUT + 2] * w // g[STRIPS + 2]
     planes, rows = g[OUT] * (d + 1) // g[STRIPS] - d0, g[OUT + 1] * (h + 1) // g[STRIPS + 1] - h0
     columns = g[OUT + 2] * (w + 1) // g[STRIPS + 2] - w0
-    found = 0 if g[IN_PLACE] else _find_lines(g, segments, d0, h0, planes, rows, lines)
-    _find_starts(g, planes, rows, starts)
+    found = 0 if g[IN_PLACE] else _find_lines(g, segments, d0, h0, planes, rows, work.lines)
+    _find_starts(g, planes, rows, work)
     grad_strip = image * g[GRAD + 1] + d0 * g[GRAD + 3] + h0 * g[GRAD + 4] + w0 * g[GRAD + 5]
     for group in range(first_group, last_group):
         source = g[SOURCE] + (image * g[SOURCE + 1] + (group * g[CHANNELS] + channel) * g[SOURCE + 2]) * item
@@ -181,15 +223,16 @@ def _add_strip(g, block, strip, segments, cells, grads, lines, starts, scratch, 
             corner = d0 * g[STRIDE] * g[SOURCE + 3] + h0 * g[STRIDE + 1] * g[SOURCE + 4] + w0 * g[STRIDE + 2] * g[SOURCE + 5]
             source += corner * item
         else:
-            _copy_cells(g, segments, lines[:found], source, channels, w0, columns, scratch)
-            source = scratch.ctypes.data
+            _copy_cells(g, segments, work.lines, found, source, channels, w0, columns, work.scratch)
+            source = address_of(work.scratch)
         grad = g[GRAD] + (grad_strip + (group * g[FILTERS] + filter) * g[GRAD + 2]) * item
         at = (group - first_group) * g[GROUP_SUMS]
         taps = channels * g[KERNEL] * g[KERNEL + 1] * g[KERNEL + 2]
         if g[KIND] == CHANNEL_LANES:
-            _add_channel_lanes(g, grad, filters, planes, rows, columns, panel, source, cells, taps, starts, sums, at)
+            result = g[RESULT] + ((group * g[FILTERS] + filter) * g[RESULT + 1] + channel * g[RESULT + 2]) * item if final else 0
+            _add_channel_lanes(g, grad, filters, planes, rows, columns, source, taps, at, accumulate, result, work)
         else:
-            _add_pixel_lanes(g, grad, grads, filters, planes, rows, columns, panel, source, cells, taps, starts, sums, at)
+            _add_pixel_lanes(g, grad, filters, planes, rows, columns, source, taps, at, accumulate, work)
 
 
 @kernel()
@@ -210,7 +253,7 @@ def _find_lines(g, segments, d0, h0, planes, rows, lines):  # type: ignore[no-un
 
 
 @kernel()
-def _find_starts(g, planes, rows, starts):  # type: ignore[no-untyped-def]
+def _find_starts(g, planes, rows, work):  # type: ignore[no-untyped-def]
     """Where each row of output pixels starts, relative to the strip's first: in the source or its scratch, or pairs of both operands."""
     j = 0
     for d in range(planes):
@@ -220,15 +263,16 @@ def _find_starts(g, planes, rows, starts):  # type: ignore[no-untyped-def]
             else:
                 source = d * g[PLANE] + h * g[ROW]
             if g[KIND] == CHANNEL_LANES:
-                starts[j] = source
+                work.starts[j] = source
             else:
-                starts[2 * j] = d * g[GRAD + 3] + h * g[GRAD + 4] if g[GRAD_IN_PLACE] else j * g[GRAD_ROW]
-                starts[2 * j + 1] = source
+                work.grad_lines[j, 0], work.grad_lines[j, 1], work.grad_lines[j, 2] = d * g[GRAD + 3] + h * g[GRAD + 4], j * g[GRAD_ROW], 0
+                work.starts[2 * j] = work.grad_lines[j, 0 if g[GRAD_IN_PLACE] else 1]
+                work.starts[2 * j + 1] = source
             j += 1
 
 
 @kernel()
-def _copy_cells(g, segments, lines, source, channels, w0, columns, scratch):  # type: ignore[no-untyped-def]
+def _copy_cells(g, segments, lines, found, source, channels, w0, columns, scratch):  # type: ignore[no-untyped-def]
     """Fill the scratch with the cells that the taps of some channels read; ``source`` is the byte address of the first channel."""
     item, across, step = scratch.itemsize, g[SOURCE + 5], g[STRIDE + 2]
     for s in range(g[SEGMENTS + 2], len(segments)):
@@ -236,21 +280,31 @@ def _copy_cells(g, segments, lines, source, channels, w0, columns, scratch):  # 
         low = min(length, max(0, -(first // step)))  # cells [low, high) lie inside the row
         high = max(low, min(length, (g[IN + 2] - 1 - first) // step + 1))
         for c in range(channels):
-            for i in range(len(lines)):
-                row = source + (c * g[SOURCE + 2] + lines[i, 0]) * item
-                position = c * g[CHANNEL] + lines[i, 1] + segments[s, 1]
-                copy_row(row + first * across * item, step * across, low, 0 if lines[i, 2] else high, scratch, position, length)
-                if g[MODE] != 0:
-                    for begin, end in ((0, low), (high, length)):
-                        for q in range(begin, end):
-                            cell = index_of(first + q * step, g[IN + 2], g[MODE])
-                            scratch[position + q] = load_element(row + cell * across * item, scratch)
+            start = source + (c * g[SOURCE + 2] + first * across) * item
+            copy_lines(start, step * across, low, high, length, lines, found, scratch, c * g[CHANNEL] + segments[s, 1])
+            if g[MODE] != 0:
+                _copy_edges(g, lines, found, start, first, low, high, length, scratch, c * g[CHANNEL] + segments[s, 1])
+
+
+@kernel()
+def _copy_edges(g, lines, found, start, first, low, high, length, scratch, position):  # type: ignore[no-untyped-def]
+    """Fill in the cells outside [low, high) of all lines, which padding copies from inside."""
+    for i in range(found):
+        for begin, end in ((0, low), (high, length)):
+            for q in range(begin, end):
+                cell = index_of(first + q * g[STRIDE + 2], g[IN + 2], g[MODE])
+                address = start + (lines[i, 0] + (cell - first) * g[SOURCE + 5]) * scratch.itemsize
+                scratch[position + lines[i, 1] + q] = load_element(address, scratch)
 
 
 # ---- products of a strip -----------------------------------------------------------------------------------------------
 @kernel()
-def _add_channel_lanes(g, grad, filters, planes, rows, columns, panel, source, cells, taps, starts, sums, at):  # type: ignore[no-untyped-def]
-    """Add a strip's products to sums[at:], (taps, filters): the taps of some channels are rows of tiles, filters their lanes."""
+def _add_channel_lanes(g, grad, filters, planes, rows, columns, source, taps, at, accumulate, result, work):  # type: ignore[no-untyped-def]
+    """Add a strip's products to sums[at:], (taps, filters): the taps of some channels are rows of tiles, filters their lanes.
+
+    Where ``result`` is the address of the block in dW and not 0, the sums are written there, between the products: memory is slow.
+    """
+    panel, sums = work.panel, work.sums
     lanes = lanes_of(sums)
     step = g[STRIDE + 2] * g[SOURCE + 5] if g[IN_PLACE] else 1
     vectors = -(-filters // lanes)
@@ -261,9 +315,16 @@ def _add_channel_lanes(g, grad, filters, planes, rows, columns, panel, source, c
             some = min(lanes, filters - vector * lanes)
             address = grad + vector * lanes * g[GRAD + 2] * sums.itemsize
             _pack_vector(g, address, some, planes, rows, columns, panel, (vector - first) * lanes, (last - first) * lanes)
+        stored = 0
         for r in range(0, taps, TILE_ROWS):
             place = at + r * g[SUMS_STEP] + first * lanes
-            add_channel_tile(source, cells, r, starts, planes * rows, columns, step, panel, 0, last - first, sums, place, g[SUMS_STEP])
+            add_channel_tile(
+                source, work.cells, r, work.starts, planes * rows, columns, step, panel, last - first, sums, place, g[SUMS_STEP], accumulate
+            )
+            while result != 0 and stored < min(r + TILE_ROWS, taps) and (stored + lanes <= r + TILE_ROWS or taps <= r + TILE_ROWS):
+                some = min(lanes, taps - stored)
+                _store_taps(g, sums, at, stored, some, first * lanes, min(last * lanes, filters), result)
+                stored += some
 
 
 @kernel()
@@ -277,29 +338,30 @@ def _pack_vector(g, grad, filters, planes, rows, columns, panel, lane, width):  
             row = grad + (d * g[GRAD + 3] + h * g[GRAD + 4]) * item
             pixel = (d * rows + h) * columns
             for q in range(0, columns, lanes):
-                target = panel.ctypes.data + ((pixel + q) * width + lane) * item
+                target = address_of(panel) + ((pixel + q) * width + lane) * item
                 transpose(row + q * across * item, g[GRAD + 2], across, filters, min(lanes, columns - q), target, width, panel)
 
 
 @kernel()
-def _add_pixel_lanes(g, grad, grads, filters, planes, rows, columns, panel, source, cells, taps, starts, sums, at):  # type: ignore[no-untyped-def]
+def _add_pixel_lanes(g, grad, filters, planes, rows, columns, source, taps, at, accumulate, work):  # type: ignore[no-untyped-def]
     """Add a strip's products to sums[at:], (filters, taps): output gradients, in place or copied to the panel, times their cells."""
-    across, down = (1, 9) if g[KIND] == 0 else DOT_TILES[1]
+    panel, sums, grads = work.panel, work.sums, work.grads
+    across, down = DOT_TILES[0] if g[KIND] == 0 else DOT_TILES[1]
     filter_step = g[GRAD + 2]
     if not g[GRAD_IN_PLACE]:
         filter_step = planes * rows * g[GRAD_ROW]
         for o in range(filters):
-            for d in range(planes):
-                for h in range(rows):
-                    row = grad + (o * g[GRAD + 2] + d * g[GRAD + 3] + h * g[GRAD + 4]) * sums.itemsize
-                    copy_row(row, g[GRAD + 5], 0, columns, panel, o * filter_step + (d * rows + h) * g[GRAD_ROW], columns)
-        grad = panel.ctypes.data
+            start = grad + o * g[GRAD + 2] * sums.itemsize
+            copy_lines(start, g[GRAD + 5], 0, columns, columns, work.grad_lines, planes * rows, panel, o * filter_step)
+        grad = address_of(panel)
     for o in range(filters + across):
         grads[o] = min(o, filters - 1) * filter_step
     for o in range(0, filters, across):
         for r in range(0, taps, down):
             place = at + o * g[SUMS_STEP] + r
-            dot_tile(g[KIND], grad, grads, o, source, cells, r, starts, planes * rows, columns, sums, place, g[SUMS_STEP])
+            dot_tile(
+                g[KIND], grad, grads, o, source, work.cells, r, work.starts, planes * rows, columns, sums, place, g[SUMS_STEP], accumulate
+            )
 
 
 # ---- the result --------------------------------------------------------------------------------------------------------
@@ -307,26 +369,37 @@ def _add_pixel_lanes(g, grad, grads, filters, planes, rows, columns, panel, sour
 def _store_block(g, block, sums):  # type: ignore[no-untyped-def]
     """Write the sums of a block to dW."""
     first_group, last_group, filter, filters, channel, channels = _block(g, block)
-    taps, item = g[KERNEL] * g[KERNEL + 1] * g[KERNEL + 2], sums.itemsize
+    lanes, taps = lanes_of(sums), channels * g[KERNEL] * g[KERNEL + 1] * g[KERNEL + 2]
     for group in range(first_group, last_group):
-        result = g[RESULT] + ((group * g[FILTERS] + filter) * g[RESULT + 1] + channel * g[RESULT + 2]) * item
-        own = sums[(group - first_group) * g[GROUP_SUMS] : (group - first_group + 1) * g[GROUP_SUMS]]
-        of_filter, of_tap = (1, g[SUMS_STEP]) if g[KIND] == CHANNEL_LANES else (g[SUMS_STEP], 1)
-        if g[RESULT_MERGES] and g[KIND] == CHANNEL_LANES:
-            _store_transposed(g, own, result, filters, channels * taps)
+        result = g[RESULT] + ((group * g[FILTERS] + filter) * g[RESULT + 1] + channel * g[RESULT + 2]) * sums.itemsize
+        at = (group - first_group) * g[GROUP_SUMS]
+        if g[KIND] != CHANNEL_LANES:
+            _store_elements(g, sums[at:], g[SUMS_STEP], 1, result, filters, channels)
+        elif g[RESULT_TAP] == 0:
+            _store_elements(g, sums[at:], 1, g[SUMS_STEP], result, filters, channels)
         else:
-            _store_elements(g, own, of_filter, of_tap, result, filters, channels)
+            for tap in range(0, taps, lanes):
+                _store_taps(g, sums, at, tap, min(lanes, taps - tap), 0, filters, result)
 
 
 @kernel()
-def _store_transposed(g, sums, result, filters, taps):  # type: ignore[no-untyped-def]
-    """Write sums (taps, filters) to rows of taps, a filter each."""
+def _store_taps(g, sums, at, tap, taps, first, last, result):  # type: ignore[no-untyped-def]
+    """Write sums[at:] of at most a vector's ``taps`` from ``tap`` on, and filters [first, last), to dW, where taps are evenly spaced."""
     lanes, item = lanes_of(sums), sums.itemsize
-    for o in range(0, filters, lanes):
-        for r in range(0, taps, lanes):
-            source = sums.ctypes.data + (r * g[SUMS_STEP] + o) * item
-            target = result + (o * g[RESULT + 1] + r) * item
-            transpose(source, g[SUMS_STEP], 1, min(lanes, taps - r), min(lanes, filters - o), target, g[RESULT + 1], sums)
+    start = at + tap * g[SUMS_STEP]
+    target = result + tap * g[RESULT_TAP] * item
+    if g[RESULT + 1] == 1:
+        for t in range(taps):
+            store_row(sums, start + t * g[SUMS_STEP] + first, last - first, target + (first + t * g[RESULT_TAP]) * item)
+    elif g[RESULT_TAP] == 1:
+        for o in range(first, last, lanes):
+            source = address_of(sums) + (start + o) * item
+            transpose(source, g[SUMS_STEP], 1, taps, min(lanes, last - o), target + o * g[RESULT + 1] * item, g[RESULT + 1], sums)
+    else:
+        for t in range(taps):
+            for o in range(first, last):
+                address = target + (t * g[RESULT_TAP] + o * g[RESULT + 1]) * item
+                store_element(address, sums[start + t * g[SUMS_STEP] + o])
 
 
 @kernel()
@@ -408,10 +481,12 @@ def blocking(p: Problem, kind: int) -> Blocking:
         filters = _evenly(p.out_per_group, 16 * across)
     padded = -(-filters // across) * across
     most = min(SUMS_BYTES // (padded * p.taps * item), SCRATCH_BYTES // (channel * item))
-    channels = _evenly(p.in_per_group, max(1, most))
+    wanted = -(-FEW_TASKS // (p.groups * -(-p.out_per_group // filters) * most_shares(p)))
+    parts = max(-(-p.in_per_group // max(1, most)), min(wanted, p.in_per_group, p.in_per_group * p.taps // LEAST_TAPS))
+    channels = -(-p.in_per_group // parts)
     taps = -(-channels * p.taps // down) * down
     step, rows = (padded, taps) if kind == CHANNEL_LANES else (taps, padded)
-    blocks = -(-p.in_per_group // channels), -(-p.out_per_group // filters)
+    blocks = parts, -(-p.out_per_group // filters)
     groups = max(1, p.groups // TASKS) if blocks == (1, 1) else 1
     panel = padded * math.prod(box) if kind == CHANNEL_LANES else filters * box[0] * box[1] * _up(box[2], lanes)
     cycles = _strip_cycles(p, kind, box, channels, filters, planes * lines, columns) * math.prod(blocks) + BLOCK_CYCLES
@@ -419,6 +494,12 @@ def blocking(p: Problem, kind: int) -> Blocking:
     return Blocking(
         kind, strips, box, channels, filters, groups, *blocks, step, step * rows, channels * channel + lanes, panel + lanes, seconds
     )
+
+
+def most_shares(p: Problem) -> int:
+    """Shares of all strips that a problem may be cut into."""
+    size = p.out_channels * p.in_per_group * p.taps * np.dtype(p.dtype).itemsize
+    return int(max(1, min(TASKS, SHARES_BYTES // size)))
 
 
 def cut(size: Triple, most: int) -> tuple[Triple, Triple]:
@@ -471,9 +552,22 @@ class WeightGemmSetup:
     packed_bytes: int = 0
 
     @cached_property
+    def swaps(self) -> bool:
+        """Whether a pointwise convolution's input and output gradient change roles, so that fewer channels are packed into panels."""
+        p = self.problem
+        pointwise = p.kernel == p.stride == (1, 1, 1) and p.groups == 1 and not any(map(any, p.padding))
+        return pointwise and target().lanes(p.dtype) <= p.in_channels < p.out_channels
+
+    @cached_property
+    def cut(self) -> Problem:
+        """The problem as it is cut: its dW is the transposed one where roles change."""
+        p = self.problem
+        return replace(p, in_channels=p.out_channels, out_channels=p.in_channels) if self.swaps else p
+
+    @cached_property
     def blocking(self) -> Blocking:
-        kinds = (CHANNEL_LANES, min(self.problem.out_per_group, 2) - 1)
-        return min((blocking(self.problem, kind) for kind in kinds), key=lambda b: b.seconds)
+        kinds = (CHANNEL_LANES, min(self.cut.out_per_group, 2) - 1)
+        return min((blocking(self.cut, kind) for kind in kinds), key=lambda b: b.seconds)
 
     @property
     def seconds(self) -> float:
@@ -486,24 +580,29 @@ class WeightGemmSetup:
         return -(-self.problem.groups // b.groups) * b.channel_blocks * b.filter_blocks
 
     @property
+    def _shares(self) -> int:
+        """The most shares of any batch."""
+        return max(1, min(TASKS // self.blocks, most_shares(self.problem)))
+
+    @property
     def workspace(self) -> int:
         """Upper bound of the bytes that ``run`` allocates: of each thread its copies, sums and tables, and the shares."""
-        p, b = self.problem, self.blocking
+        p, b = self.cut, self.blocking
         item = np.dtype(p.dtype).itemsize
         sums = b.groups * b.group_sums
         tables = b.channels * p.taps + b.filters + 3 * (b.scratch // self._row + 1) + 2 * math.prod(b.box[:2]) + 64
         each = (b.scratch + b.panel + 2 * sums) * item + tables * 8
-        shares = TASKS // self.blocks
+        shares = self._shares
         return most_threads() * each + (shares * self.blocks * sums * item if shares > 1 else 0) + FIELDS * 8
 
     @property
     def _row(self) -> int:
-        return _cells(self.problem, 2, self.blocking.box[2], target().lanes(self.problem.dtype))
+        return _cells(self.cut, 2, self.blocking.box[2], target().lanes(self.cut.dtype))
 
     @cached_property
     def _tables(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """The geometry without the fields that arrays decide; the segments and the places of the taps of all axes."""
-        p, b, g = self.problem, self.blocking, np.zeros(FIELDS, np.int64)
+        p, b, g = self.cut, self.blocking, np.zeros(FIELDS, np.int64)
         lanes = target().lanes(p.dtype)
         axes = {
             OUT: p.out_size, IN: p.in_size, KERNEL: p.kernel, STRIDE: p.stride, DILATION: p.dilation,
@@ -531,12 +630,14 @@ class WeightGemmSetup:
 
     def run(self, source: AnyArray, packed: tuple[AnyArray, ...], result: AnyArray) -> None:
         (grad,) = packed
+        if self.swaps:
+            source, grad, result = grad, source, result.swapaxes(0, 1)
         fixed, segments, places = self._tables
         g = fixed.copy()
         self._place(g, source, grad, result)
         seconds = self.seconds * len(source)
         strips = len(source) * math.prod(self.blocking.strips)
-        shares = max(1, min(TASKS // self.blocks, int(seconds / TASK_SECONDS) // self.blocks, strips))
+        shares = max(1, min(self._shares, int(seconds / TASK_SECONDS) // self.blocks, strips))
         g[IMAGES], g[SHARES] = len(source), shares
         partial = np.empty(int(shares * g[BLOCKS] * g[GROUP_BLOCK] * g[GROUP_SUMS]) if shares > 1 else 0, source.dtype)
         launch(_worker, _team, (g, segments, places, partial), self.blocks * shares, seconds)
@@ -545,7 +646,7 @@ class WeightGemmSetup:
 
     def _place(self, g: NDArray[np.int64], source: AnyArray, grad: AnyArray, result: AnyArray) -> None:
         """Fill in the fields of the three layouts."""
-        p, b, item = self.problem, self.blocking, source.itemsize
+        p, b, item = self.cut, self.blocking, source.itemsize
         steps = {}
         for field, array in ((SOURCE, source), (GRAD, grad), (RESULT, result)):
             steps[field] = [step // item for step in array.strides]
@@ -556,14 +657,15 @@ class WeightGemmSetup:
         g[IN_PLACE] = unpadded and (b.kind == CHANNEL_LANES or steps[SOURCE][4] * p.stride[2] == 1)
         g[GRAD_IN_PLACE] = w == 1
         g[GRAD_MERGES] = b.strips[2] == 1 and (b.box[1] == 1 or h == width * w) and (b.box[0] == 1 or d == height * width * w)
-        g[RESULT_MERGES] = follow(steps[RESULT][1:], (p.in_per_group, *p.kernel))
+        g[RESULT_TAP] = spacing(steps[RESULT][1:], (p.in_per_group, *p.kernel))
 
 
-def follow(steps: list[int], sizes: tuple[int, ...]) -> bool:
-    """Whether the elements of axes of these strides follow one another in memory."""
-    expected = 1
+def spacing(steps: list[int], sizes: tuple[int, ...]) -> int:
+    """The distance in memory of the elements of axes of these strides where it is the same for all, and 0 where not."""
+    distance, expected = 0, 0
     for step, size in zip(reversed(steps), reversed(sizes)):
-        if size > 1 and step != expected:
-            return False
-        expected *= size
-    return True
+        if size > 1:
+            if expected not in (0, step):
+                return 0
+            distance, expected = distance or step, step * size
+    return distance or 1

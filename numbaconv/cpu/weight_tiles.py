@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from .gemm import TILE_ROWS, TILE_VECTORS
@@ -24,32 +24,32 @@ DOT_TILES = ((1, 9), (4, 6) if target().registers >= 32 else (2, 5))
 # ---- lanes are output channels -----------------------------------------------------------------------------------------
 @intrinsic
 def add_channel_tile(  # type: ignore[no-untyped-def]
-    typingctx, source, offsets, first, starts, row_count, columns, step, panel, position, vectors, sums, at, sums_step
+    typingctx, source, offsets, first, starts, row_count, columns, step, panel, vectors, sums, at, sums_step, accumulate
 ):
-    """Add one tile of a weight gradient to ``sums``.
+    """Store one tile of a weight gradient, or add it where ``accumulate`` is true.
 
-    sums[at + r * sums_step + l] += sum over rows j < row_count, columns q < columns of
-        source[offsets[first + r] + starts[j] + q * step] * panel[position + (j * columns + q) * W + l]
+    sums[at + r * sums_step + l] (+)= sum over rows j < row_count, columns q < columns of
+        source[offsets[first + r] + starts[j] + q * step] * panel[(j * columns + q) * W + l]
 
     for r < TILE_ROWS and l < W = vectors * lanes, 1 <= vectors <= TILE_VECTORS.
 
     source : int64 byte address; offsets, starts : int64 arrays, in elements; panel, sums : one-dimensional contiguous arrays of one
-    dtype, float32 or float64.  All other arguments are int64 numbers, of elements; row_count and columns are at least 1.
+    dtype, float32 or float64.  All other numbers are int64, of elements; row_count and columns are at least 1.
     """
     n = types.int64
-    return types.void(n, offsets, n, starts, n, n, n, panel, n, n, sums, n, n), _emit_channel_tile
+    return types.void(n, offsets, n, starts, n, n, n, panel, n, sums, n, n, types.boolean), _emit_channel_tile
 
 
 def _emit_channel_tile(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     b = builder
-    source, _, first, _, row_count, columns, step, _, position, vectors, _, at, sums_step = arguments
+    source, _, first, _, row_count, columns, step, _, vectors, _, at, sums_step, accumulate = arguments
     v = Vectors(b, signature.args[7].dtype)
 
     def element(argument: int, offset: Any) -> Any:
         return b.gep(data_pointer(context, b, signature.args[argument], arguments[argument]), [offset])
 
     cells = [v.at(v.pointer(source), b.load(b.gep(element(1, first), [int64(r)]))) for r in range(TILE_ROWS)]
-    starts, panel, sums = element(3, int64(0)), element(7, position), element(10, at)
+    starts, panel, sums = element(3, int64(0)), element(7, int64(0)), element(9, at)
     end = b.append_basic_block("tile.end")
     blocks = [b.append_basic_block(f"tile.{count}") for count in range(1, TILE_VECTORS + 1)]
     switch = b.switch(vectors, blocks[-1])
@@ -67,9 +67,12 @@ def _emit_channel_tile(context: Any, builder: Any, signature: Any, arguments: An
             return new
 
         totals = _channel_loops(v, starts, row_count, columns, step, panel, count, multiply)
-        for i, total in enumerate(totals):
-            place = v.at(v.at(sums, b.mul(sums_step, int64(i // count))), i % count * v.lanes)
-            v.store(b.fadd(v.load(place), total), place)
+        with b.if_else(accumulate) as (add, start):
+            for branch, added in ((add, True), (start, False)):
+                with branch:
+                    for i, total in enumerate(totals):
+                        place = v.at(v.at(sums, b.mul(sums_step, int64(i // count))), i % count * v.lanes)
+                        v.store(b.fadd(v.load(place), total) if added else total, place)
         b.branch(end)
     b.position_at_end(end)
     return context.get_dummy_value()
@@ -110,25 +113,39 @@ def _channel_loops(
 # ---- lanes are pixels --------------------------------------------------------------------------------------------------
 @intrinsic
 def dot_tile(  # type: ignore[no-untyped-def]
-    typingctx, kind, grad, grad_offsets, first_grad, source, source_offsets, first_source, starts, row_count, columns, sums, at, sums_step
+    typingctx,
+    kind,
+    grad,
+    grad_offsets,
+    first_grad,
+    source,
+    source_offsets,
+    first_source,
+    starts,
+    row_count,
+    columns,
+    sums,
+    at,
+    sums_step,
+    accumulate,
 ):
-    """Add one tile of a weight gradient to ``sums``.
+    """Store one tile of a weight gradient, or add it where ``accumulate`` is true.
 
-    sums[at + r * sums_step + t] += sum over rows j < row_count, columns q < columns of
+    sums[at + r * sums_step + t] (+)= sum over rows j < row_count, columns q < columns of
         grad[grad_offsets[first_grad + r] + starts[2 * j] + q] * source[source_offsets[first_source + t] + starts[2 * j + 1] + q]
 
     for r < R and t < T, (R, T) = DOT_TILES[kind]: lane by lane along the rows, then the lanes.
 
     grad, source : int64 byte addresses; grad_offsets, source_offsets, starts : int64 arrays, in elements; sums : one-dimensional
-    contiguous array, float32 or float64, whose dtype is that of all.  All other arguments are int64 numbers, of elements.
+    contiguous array, float32 or float64, whose dtype is that of all.  All other numbers are int64, of elements.
     """
     n = types.int64
-    return types.void(n, n, grad_offsets, n, n, source_offsets, n, starts, n, n, sums, n, n), _emit_dot_tile
+    return types.void(n, n, grad_offsets, n, n, source_offsets, n, starts, n, n, sums, n, n, types.boolean), _emit_dot_tile
 
 
 def _emit_dot_tile(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     b = builder
-    kind, grad, _, first_grad, source, _, first_source, _, row_count, columns, _, at, sums_step = arguments
+    kind, grad, _, first_grad, source, _, first_source, _, row_count, columns, _, at, sums_step, accumulate = arguments
     v = Vectors(b, signature.args[10].dtype)
 
     def element(argument: int, offset: Any) -> Any:
@@ -158,7 +175,7 @@ def _emit_dot_tile(context: Any, builder: Any, signature: Any, arguments: Any) -
 
         totals = _dot_loops(v, starts, row_count, columns, grads * cells, multiply)
         for r in range(grads):
-            _add_lane_sums(v, [totals[t * grads + r] for t in range(cells)], v.at(sums, b.mul(sums_step, int64(r))))
+            _put_lane_sums(v, [totals[t * grads + r] for t in range(cells)], v.at(sums, b.mul(sums_step, int64(r))), accumulate)
         b.branch(end)
     b.position_at_end(end)
     return context.get_dummy_value()
@@ -204,8 +221,8 @@ def _dot_loops(v: Vectors, starts: Any, row_count: Any, columns: Any, number: in
     return all_totals
 
 
-def _add_lane_sums(v: Vectors, totals: list[Any], place: Any) -> None:
-    """place[t] += the sum of the lanes of totals[t]: halves added pairwise, so that each vector ends up in one lane."""
+def _put_lane_sums(v: Vectors, totals: list[Any], place: Any, accumulate: Any) -> None:
+    """place[t] (+)= the sum of the lanes of totals[t]: halves added pairwise, so that each vector ends up in one lane."""
     b = v.builder
     parts = totals + [v.zero] * (-len(totals) % v.lanes)
     for first in range(0, len(totals), v.lanes):
@@ -215,7 +232,8 @@ def _add_lane_sums(v: Vectors, totals: list[Any], place: Any) -> None:
             level = [_add_halves(v, level[i], level[i + len(level) // 2], width) for i in range(len(level) // 2)]
         mask = v.first(int64(len(totals)), first)
         target_place = v.at(place, first)
-        v.masked_store(b.fadd(v.masked_load(target_place, mask), level[0]), target_place, mask)
+        old = v.masked_load(target_place, b.select(accumulate, mask, v.no_lane))
+        v.masked_store(b.fadd(old, level[0]), target_place, mask)
 
 
 def _add_halves(v: Vectors, a: Any, b: Any, width: int) -> Any:
@@ -229,44 +247,87 @@ def _add_halves(v: Vectors, a: Any, b: Any, width: int) -> Any:
 
 # ---- copies ------------------------------------------------------------------------------------------------------------
 @intrinsic
-def copy_row(typingctx, source, step, low, high, row, position, length):  # type: ignore[no-untyped-def]
-    """row[position + q] = source[q * step] for low <= q < high, else 0, for q < length (and the rest of the last vector).
+def copy_lines(typingctx, source, step, low, high, length, lines, count, target, position):  # type: ignore[no-untyped-def]
+    """Copy stretches of rows, zeros where they lie outside the source.
 
-    source : int64 byte address of cell 0, which need not exist; row : one-dimensional contiguous array, float32 or float64, with a vector
-    to spare.  All other arguments are int64 numbers, of elements.
+    target[position + lines[i, 1] + q] = source[lines[i, 0] + q * step] for low <= q < high, else 0, for i < count and q < length
+
+    (and whatever fills the last vector of each, which the target must have room for); a line with lines[i, 2] != 0 is all zeros.
+
+    source : int64 byte address of cell 0, which need not exist; lines : int64 array (any, 3), C-contiguous, in the order of their targets;
+    target : one-dimensional contiguous array, float32 or float64.  All other arguments are int64 numbers, of elements.
     """
     n = types.int64
-    return types.void(n, n, n, n, row, n, n), _emit_copy_row
+    return types.void(n, n, n, n, n, lines, n, target, n), _emit_copy_lines
 
 
-def _emit_copy_row(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+def _emit_copy_lines(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     b = builder
-    source, step, low, high, row, position, length = arguments
-    v = Vectors(b, signature.args[4].dtype)
-    cells, to = v.pointer(source), b.gep(data_pointer(context, b, signature.args[4], row), [position])
+    source, step, low, high, length, _, count, _, position = arguments
+    v = Vectors(b, signature.args[7].dtype)
+    cells, lines = v.pointer(source), data_pointer(context, b, signature.args[5], arguments[5])
+    to = b.gep(data_pointer(context, b, signature.args[7], arguments[7]), [position])
+    end, far = b.append_basic_block("copy.end"), b.append_basic_block("copy.far")
+    switch = b.switch(step, far)
+    for parts in (1, 2):  # cells side by side, or every second one
+        near = b.append_basic_block(f"copy.near{parts}")
+        switch.add_case(int64(parts), near)
+        b.position_at_end(near)
+
+        def masks(q: Any, parts: int = parts) -> list[Any]:
+            """Of ``parts`` vectors of neighbouring cells: those from the first wanted one to the last."""
+            first = b.mul(b.sub(low, q), int64(parts))
+            last = b.add(b.mul(b.sub(b.sub(high, q), int64(1)), int64(parts)), int64(1))
+            return [b.and_(v.first(last, i * v.lanes), b.not_(v.first(first, i * v.lanes))) for i in range(parts)]
+
+        def read(pointer: Any, wanted: list[Any], parts: int = parts) -> Any:
+            raw = [v.masked_load(v.at(pointer, i * v.lanes), mask) for i, mask in enumerate(wanted)]
+            return raw[0] if parts == 1 else v.shuffle(raw[0], raw[1], range(0, 2 * v.lanes, 2))
+
+        _copy_loops(v, lines, count, length, lambda line, q: v.at(cells, b.add(line, b.mul(q, step))), masks, read, to)
+        b.branch(end)
+    b.position_at_end(far)
     indices = b.mul(v.iota, v.splat(step))
-    end = b.append_basic_block("copy.end")
-
-    def loop(read: Callable[[Any, Any], Any], name: str) -> Any:
-        """A loop over vectors in a block of its own; the block."""
-        entry, body = b.append_basic_block(f"copy.{name}"), b.append_basic_block(f"copy.{name}.vector")
-        b.position_at_end(entry)
-        b.cbranch(b.icmp_signed(">", length, int64(0)), body, end)
-        b.position_at_end(body)
-        q = b.phi(I64)
-        mask = b.and_(v.first(b.sub(high, q)), b.not_(v.first(b.sub(low, q))))
-        v.store(read(v.at(cells, b.mul(q, step)), mask), v.at(to, q))
-        q_after = b.add(q, int64(v.lanes))
-        join(q, (int64(0), entry), (q_after, body))
-        b.cbranch(b.icmp_signed("<", q_after, length), body, end)
-        return entry
-
-    before = b.block
-    near = loop(lambda pointer, mask: v.masked_load(pointer, mask), "near")
-    far = loop(lambda pointer, mask: v.gather(pointer, indices, mask), "far")
-    b.position_at_end(before)
-    b.cbranch(b.icmp_signed("==", step, int64(1)), near, far)
+    _copy_loops(
+        v, lines, count, length, lambda line, q: v.at(cells, b.add(line, b.mul(q, step))),
+        lambda q: [b.and_(v.first(b.sub(high, q)), b.not_(v.first(b.sub(low, q))))],
+        lambda pointer, wanted: v.gather(pointer, indices, wanted[0]), to,
+    )  # fmt: skip
+    b.branch(end)
     b.position_at_end(end)
+    return context.get_dummy_value()
+
+
+def _copy_loops(
+    v: Vectors, lines: Any, count: Any, length: Any, place: Callable[..., Any], masks: Callable[..., Any], read: Callable[..., Any], to: Any
+) -> None:
+    """Loops over the vectors of a line and, inside, over the lines, for which the masks are the same."""
+    b = v.builder
+    with cgutils.for_range_slice(b, int64(0), length, int64(v.lanes), I64) as (q, _):
+        wanted = masks(q)
+        with cgutils.for_range(b, count) as loop:
+            entry = b.gep(lines, [b.mul(loop.index, int64(3))])
+            line, at, missing = (b.load(b.gep(entry, [int64(field)])) for field in range(3))
+            exists = b.icmp_signed("==", missing, int64(0))
+            value = read(place(line, q), [b.select(exists, mask, v.no_lane) for mask in wanted])
+            v.store(value, v.at(to, b.add(at, q)))
+
+
+@intrinsic
+def store_row(typingctx, row, position, count, address):  # type: ignore[no-untyped-def]
+    """Write row[position + q] for q < count to the int64 byte address: ``row`` one-dimensional and contiguous, float32 or float64."""
+    n = types.int64
+    return types.void(row, n, n, n), _emit_store_row
+
+
+def _emit_store_row(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    b = builder
+    _, position, count, address = arguments
+    v = Vectors(b, signature.args[0].dtype)
+    row, to = b.gep(data_pointer(context, b, signature.args[0], arguments[0]), [position]), v.pointer(address)
+    with cgutils.for_range_slice(b, int64(0), count, int64(v.lanes), I64) as (q, _):
+        mask = v.first(b.sub(count, q))
+        v.masked_store(v.masked_load(v.at(row, q), mask), v.at(to, q), mask)
     return context.get_dummy_value()
 
 
@@ -286,31 +347,45 @@ def _emit_transpose(context: Any, builder: Any, signature: Any, arguments: Any) 
     source, row_step, column_step, rows, columns, target_address, target_step, _ = arguments
     v = Vectors(b, signature.args[7].dtype)
     cells, to = v.pointer(source), v.pointer(target_address)
-    across = v.first(columns)
+    whole, part, end = (b.append_basic_block("transpose." + name) for name in ("whole", "part", "end"))
+    square = b.icmp_signed("==", b.and_(rows, columns), int64(v.lanes))
+    b.cbranch(b.and_(square, b.icmp_signed("==", column_step, int64(1))), whole, part)
+    b.position_at_end(whole)
+    vectors = [v.load(v.at(cells, b.mul(row_step, int64(r)))) for r in range(v.lanes)]
+    for q, column in enumerate(_transposed(v, vectors)):
+        v.store(column, v.at(to, b.mul(target_step, int64(q))))
+    b.branch(end)
+    b.position_at_end(part)
+    vectors = _rows(v, cells, row_step, column_step, rows, v.first(columns))
+    down = v.first(rows)
+    for q, column in enumerate(_transposed(v, vectors)):
+        with b.if_then(b.icmp_signed("<", int64(q), columns)):
+            v.masked_store(column, v.at(to, b.mul(target_step, int64(q))), down)
+    b.branch(end)
+    b.position_at_end(end)
+    return context.get_dummy_value()
+
+
+def _rows(v: Vectors, cells: Any, row_step: Any, column_step: Any, rows: Any, mask: Any) -> list[Any]:
+    """A vector of each of ``rows`` rows (the others read the first row), at any distance of the columns."""
+    b = v.builder
     indices = b.mul(v.iota, v.splat(column_step))
-    near, far, shuffle, end = (b.append_basic_block("transpose." + name) for name in ("near", "far", "shuffle", "end"))
+    near, far, end = (b.append_basic_block("rows." + name) for name in ("near", "far", "end"))
     b.cbranch(b.icmp_signed("==", column_step, int64(1)), near, far)
     loaded = []
     for block in (near, far):
         b.position_at_end(block)
         vectors = []
         for r in range(v.lanes):
-            inside = b.icmp_signed("<", int64(r), rows)
-            row = v.at(cells, b.select(inside, b.mul(row_step, int64(r)), int64(0)))
-            vectors.append(v.masked_load(row, across) if block is near else v.gather(row, indices, across))
+            row = v.at(cells, b.select(b.icmp_signed("<", int64(r), rows), b.mul(row_step, int64(r)), int64(0)))
+            vectors.append(v.masked_load(row, mask) if block is near else v.gather(row, indices, mask))
         loaded.append(vectors)
-        b.branch(shuffle)
-    b.position_at_end(shuffle)
-    level = [b.phi(v.vector) for _ in range(v.lanes)]
-    for phi, one, other in zip(level, *loaded):
-        join(phi, (one, near), (other, far))
-    down = v.first(rows)
-    for q, column in enumerate(_transposed(v, level)):
-        with b.if_then(b.icmp_signed("<", int64(q), columns)):
-            v.masked_store(column, v.at(to, b.mul(target_step, int64(q))), down)
-    b.branch(end)
+        b.branch(end)
     b.position_at_end(end)
-    return context.get_dummy_value()
+    joined = [b.phi(v.vector) for _ in range(v.lanes)]
+    for phi, one, other in zip(joined, *loaded):
+        join(phi, (one, near), (other, far))
+    return joined
 
 
 def _transposed(v: Vectors, rows: list[Any]) -> list[Any]:

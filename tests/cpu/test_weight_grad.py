@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numbaconv import Problem, reference
 from numbaconv.choose import choose
 from numbaconv.cpu import weight_grad
-from numbaconv.cpu.weight_grad import CHANNEL_LANES, RUN, WeightGemm, WeightGemmSetup, blocking, cut, follow
+from numbaconv.cpu.weight_grad import CHANNEL_LANES, RUN, WeightGemm, WeightGemmSetup, blocking, cut, spacing
 
 from .. import layouts
 from ..cases import CASES, case, integer_arrays, normal_arrays
@@ -40,6 +40,7 @@ LARGE = [
         case("fwd", (30, 31), (3, 3), ic=100, oc=35, s=2, p=1),
         case("fwd", (19, 300), (3, 5), ic=4, oc=33, p=(1, 2), mb=2),
         case("fwd", (7, 7), (1, 1), ic=700, oc=260),
+        case("fwd", (20, 23), (1, 1), ic=35, oc=131, mb=2),
         case("fwd", (20, 21), (1, 1), ic=70, oc=49, s=2, t="f64"),
         case("fwd", (33, 33), (3, 3), ic=6, oc=20, p=12, d=12),
         case("fwd", (64, 65), (3, 3), ic=3, oc=3, g=3, p=1, mb=3),
@@ -56,12 +57,12 @@ LARGE = [
 ]
 
 
-def setup_of(p: Problem, kind: str = "", most_pixels: int = 0) -> WeightGemmSetup:
+def setup_of(p: Problem, kind: str = "") -> WeightGemmSetup:
     """The setup of a problem: as chosen, or with the given lanes."""
     setup = WeightGemmSetup(p.per_image)
     if kind:
-        number = CHANNEL_LANES if kind == "channels" else min(p.out_per_group, 2) - 1
-        setup.__dict__["blocking"] = blocking(p.per_image, number)
+        number = CHANNEL_LANES if kind == "channels" else min(setup.cut.out_per_group, 2) - 1
+        setup.__dict__["blocking"] = blocking(setup.cut, number)
     return setup
 
 
@@ -206,9 +207,9 @@ def test_strips_cover_the_output_and_respect_the_limit(size: tuple[int, int, int
         assert max(lengths) == largest and min(lengths) >= 1
 
 
-def test_follow() -> None:
-    assert follow([6, 2, 1], (4, 3, 2)) and follow([99, 2, 0], (1, 3, 1)) is False and follow([7, 1, 5], (1, 3, 1))
-    assert not follow([6, 1, 2], (4, 3, 2))
+def test_spacing() -> None:
+    assert spacing([6, 2, 1], (4, 3, 2)) == 1 and spacing([7, 5, 9], (1, 3, 1)) == 5 and spacing([12, 4, 2], (4, 3, 2)) == 2
+    assert spacing([6, 1, 2], (4, 3, 2)) == 0 and spacing([3, 0, 0], (1, 1, 1)) == 1 and spacing([-6, -2, -1], (4, 3, 2)) == -1
 
 
 @pytest.mark.parametrize("problem", LARGE, ids=str)
