@@ -104,6 +104,13 @@ def bench(options: argparse.Namespace) -> int:
     return run(options)
 
 
+def warmup(options: argparse.Namespace) -> int:
+    """Compile the usual kernels ahead; 1 where they cannot be kept."""
+    from .warmup import warm
+
+    return warm(options.dtype)
+
+
 _ABSENT = "not installed"
 
 
@@ -133,6 +140,11 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--engine", metavar="NAME", help="with --train: numbaconv (the default), or torch: both, and compare them")
     show.add_argument("--steps", type=int, metavar="N", help="with --train: steps of training")
 
+    ahead = command(warmup, "compile the usual kernels ahead, so that no program waits for them")
+    ahead.add_argument(
+        "--dtype", type=lambda text: text.split(","), default=["float32"], metavar="NAME[,NAME...]", help="(default: float32)"
+    )
+
     add_options(command(bench, "time layers beside other libraries, and write tables and a chart"))
 
     what = command(
@@ -151,6 +163,10 @@ def _parser() -> argparse.ArgumentParser:
         what.add_argument(f"--{name}", metavar="NAME")
     what.add_argument("--algorithm", default="auto", metavar="NAME", help="ask for this one instead of the best")
     return parser
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
 
 
 def _numbers(text: str) -> tuple[int, ...]:

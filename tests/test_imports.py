@@ -37,13 +37,13 @@ LAYERS = """
     jax modules torch
     lazy
     .
-    bench demo
+    bench demo warmup
     __main__
 """
 LEVEL = {name: level for level, names in enumerate(LAYERS.strip().splitlines()) for name in names.split()}
 # The registry of a device, which choose loads inside a function when it is first asked.
 UPWARDS = {("choose", "cpu")}
-COMMANDS = {"bench", "demo", "__main__"}  # may look into cpu, to say what it compiles for
+COMMANDS = {"bench", "demo", "warmup", "__main__"}  # may look into cpu, to say what it compiles for
 LLVMLITE = {"cpu/halves", "cpu/simd", "cpu/target"}
 # Optional packages, each imported in one place, inside a function.
 OPTIONAL = {"ml_dtypes", "safetensors", "matplotlib", "PIL", "scipy", "nibabel", "nilearn", "tqdm"}

@@ -14,6 +14,7 @@ from typing import Any
 import numba
 from numba.core import config, event, types
 from numba.core.dispatcher import Dispatcher
+from numba.core.types.misc import unliteral
 from numba.core.typing.typeof import typeof
 
 Function = Callable[..., Any]
@@ -33,10 +34,16 @@ def kernel(**options: Any) -> Callable[[Function], Function]:
         dispatcher = numba.njit(nogil=True, error_model="numpy", **options)(function)
         if not config.DISABLE_JIT:
             _cache(dispatcher)
+            dispatcher.get_call_template = _without_literals(dispatcher.get_call_template)
         result: Function = dispatcher
         return result
 
     return compiled
+
+
+def _without_literals(template: Function) -> Function:
+    """Numba would compile a kernel once more for each literal integer that another kernel passes, or begins a count with."""
+    return lambda arguments, keywords: template(tuple(unliteral(a) for a in arguments), keywords)
 
 
 def specialise(dispatcher: Any, arguments: tuple[types.Type, ...]) -> None:
@@ -58,9 +65,15 @@ def entry_point(dispatcher: Any, arguments: tuple[Any, ...]) -> tuple[int, tuple
     return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name), signature.args
 
 
-# ---- the disk cache ----------------------------------------------------------------------------------------------------
+# ---- the disk cache, the only place that touches Numba's private attributes for it -------------------------------------
+def cache_folder(dispatcher: Any) -> str | None:
+    """Where a kernel's compiled code is kept; None where no folder can be written, or nothing is compiled."""
+    cache = getattr(dispatcher, "_cache", None)
+    return cache and cache.cache_path
+
+
 def _cache(dispatcher: Any) -> None:
-    """Turn on the disk cache; the only place that touches Numba's private cache attributes.
+    """Turn on the disk cache.
 
     Numba compares a stamp of the one file that defines a function, and so would load stale code after an edit of an intrinsic,
     a constant or an inlined function elsewhere.
@@ -107,7 +120,7 @@ class _Notice(event.Listener):  # type: ignore[misc]
         if self.given or not dispatcher.py_func.__module__.startswith(f"{__package__}."):
             return
         self.given = True
-        folder = dispatcher._cache.cache_path
+        folder = cache_folder(dispatcher)
         kept = f"once: kept in {folder}" if folder else "in every process: no cache folder can be written, see NUMBA_CACHE_DIR"
         logging.getLogger("numbaconv").warning("numbaconv is compiling kernels for this processor, which takes seconds (%s)", kept)
 

@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 from numba import get_num_threads, prange, threading_layer, types
-from numba._dispatcher import compute_fingerprint
 from numba.core import cgutils, config
 from numba.extending import intrinsic, overload
 
@@ -102,7 +101,7 @@ def _call(typingctx, address, arguments):  # type: ignore[no-untyped-def]
 
 def _address(worker: Callable[..., None], arguments: tuple[Any, ...]) -> int:
     """Where the worker's code for arguments of these types begins; the team that calls it is then compiled too."""
-    key = worker, compute_fingerprint(arguments)
+    key = worker, *[(a.dtype, a.ndim, a.flags.num) if isinstance(a, np.ndarray) else type(a) for a in arguments]
     if key not in _addresses:
         address, taken = entry_point(worker, arguments)
         specialise(_team, (types.int64, types.int64, types.Tuple(taken)))
@@ -110,7 +109,7 @@ def _address(worker: Callable[..., None], arguments: tuple[Any, ...]) -> int:
     return _addresses[key]
 
 
-_addresses: dict[tuple[Callable[..., None], bytes], int] = {}
+_addresses: dict[Any, int] = {}
 
 
 def team_size(seconds: float) -> int:
