@@ -42,9 +42,8 @@ def tile_sums(tile: Tile) -> Any:
         result[o, r, l] = bias[o] + sum over heights h, bands b of h, taps k, kernel rows j < h of
                           weight[h][b, k, j, o] * line(b, r + j)[column + shift(k) + l]
 
-    in this order, one chain of multiply-adds; cells of a line that no mask names count as zero and are not read.  All
-    arguments but the array ``like``, which gives the dtype, are int64; those that name memory are byte addresses and those that step
-    through it are bytes:
+    in this order, one chain of multiply-adds; cells of a line that no mask names count as zero and are not read.  All arguments but the
+    array ``like``, which gives the dtype, are int64; those that name memory are byte addresses and those that step through it bytes:
 
     bands : of int64 (address, count, offset) for each of ``tile.heights``: where the bands' places (bytes in ``lines``) are listed, how
         many they are, and where their weights, (count, width, h, tile.channels) elements, start after ``weight``
