@@ -171,6 +171,21 @@ def test_no_public_name_is_a_submodules(python: Python) -> None:
     assert set(kinds) <= on_purpose
 
 
+@pytest.mark.parametrize("package", ["jax", "torch"])
+def test_a_module_whose_package_is_missing_says_what_to_install(package: str, python: Python) -> None:
+    message = python(
+        f"""
+        import sys
+        sys.modules[{package!r}] = None
+        try:
+            import numbaconv.{package}
+        except ImportError as error:
+            print(error)
+        """
+    )
+    assert message.strip() == f'numbaconv.{package} needs the package {package}: pip install "numbaconv[{package}]"'
+
+
 def test_unknown_names() -> None:
     with pytest.raises(AttributeError, match="'numbaconv' has no attribute 'conv4d'"):
         numbaconv.conv4d  # noqa: B018
