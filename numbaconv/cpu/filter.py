@@ -5,9 +5,9 @@ taps meet the same lines are neighbours there, so that one kernel serves every r
 source itself, read under masks, or copies with padding filled in, any strides straightened, and columns split by their remainder modulo
 the stride.  A tile stays in registers over all taps, see ``filter_kernel``.
 
-The order of an element's sum depends on the kernel, the stride and dilation along the rows, and the tile: bias, then bands of kernel
-rows, tallest first; for each height kernel planes, source channels, bands, kernel columns, rows of the band.  The tile depends on the
-spatial size; neither the batch, the threads, the layout in memory nor the place of an element change its bits.
+The order of an element's sum depends on the kernel, the stride and dilation along the rows and the channels of a group alone: bias, then
+bands of kernel rows, tallest first; for each height kernel planes, source channels, bands, kernel columns, rows of the band.  Neither
+batch, threads, layout in memory, spatial size nor the place of an element change its bits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from ..arguments import PADDING_MODES
 from ..arrays import AnyArray
 from ..choose import Accuracy
-from ..padding import PADDING, index_map
 from ..problem import Problem
 from . import filter_tasks as tasks
 from .filter_layout import MOST_SCRATCH, Layout, layout_of
@@ -140,21 +139,29 @@ def _tables(layout: Layout) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     g[tasks.GROUPS], g[tasks.SOURCES], g[tasks.RESULTS], g[tasks.BLOCKS] = p.groups, p.in_per_group, p.out_per_group, layout.blocks
     g[tasks.DEPTH], g[tasks.HEIGHT], g[tasks.WIDTH] = p.out_size
     g[tasks.PLANES], _, g[tasks.TAPS] = p.kernel
+    for axis in range(2):
+        met = (p.out_size[axis] - 1) * p.stride[axis] + (p.kernel[axis] - 1) * p.dilation[axis] + 1
+        g[tasks.SIZE + axis], g[tasks.LOW + axis], g[tasks.MET + axis] = p.in_size[axis], p.padding[axis][0], met
     g[tasks.DEPTH_STRIDE], g[tasks.ROW_STRIDE], g[tasks.COLUMN_STRIDE] = p.stride
     g[tasks.DEPTH_GAP], _, g[tasks.COLUMN_GAP] = p.dilation
     g[tasks.COLUMN_REACH], g[tasks.SOURCE_WIDTH], g[tasks.LEFT] = layout.reach, p.in_size[2], p.padding[2][0]
     g[tasks.MODE], g[tasks.STRAIGHT], g[tasks.FOLDED] = PADDING_MODES.index(p.padding_mode), layout.straight, layout.folded
     g[tasks.TILE_CHANNELS], g[tasks.TILE_ROWS], g[tasks.TILE_COLUMNS], g[tasks.HEIGHTS] = t.channels, t.rows, layout.width, len(t.heights)
-    g[tasks.SPACING], g[tasks.UNIT], g[tasks.TURNS], g[tasks.TILES] = layout.spacing, layout.unit, layout.turns, layout.tiles
+    g[tasks.SPACING], g[tasks.UNIT], g[tasks.REMAINDERS], g[tasks.TURNS], g[tasks.TILES] = (
+        layout.spacing,
+        layout.unit,
+        len(layout.remainders),
+        layout.turns,
+        layout.tiles,
+    )
     g[tasks.COLUMNS], g[tasks.PHASE_CELLS], g[tasks.GROUPS_AT_ONCE] = layout.columns, layout.phase_cells, layout.groups_at_once
     g[tasks.ENTRIES], g[tasks.COPIES], g[tasks.SCRATCH], g[tasks.MASKS] = layout.entries, layout.copies, layout.scratch, layout.masks
     g[tasks.BLOCK_WEIGHTS] = p.in_per_group * p.taps * t.channels
     bands, places = _bands(layout)
-    last = layout.downs * layout.tiles * t.rows * layout.spacing * p.stride[1] + layout.unit * layout.turns
-    parts = [_padded(p, 0, 0), _padded(p, 1, last), _taps(layout), bands, places]
+    parts = [np.array(layout.remainders, np.int64), _taps(layout), bands, places]
     starts = np.cumsum([0] + [len(part) for part in parts])
-    g[tasks.PLANE_TABLE], g[tasks.ROW_TABLE], g[tasks.TAP_TABLE], g[tasks.BAND_TABLE] = starts[:4]
-    bands[::4] += starts[4]
+    g[tasks.REMAINDER_TABLE], g[tasks.TAP_TABLE], g[tasks.BAND_TABLE] = starts[:3]
+    bands[::4] += starts[3]
     return g, np.concatenate(parts)
 
 
@@ -168,8 +175,8 @@ def _bands(layout: Layout) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         bands += [len(places), p.in_per_group * count, row * row_weights, p.kernel[2] * height * layout.tile.channels]
         starts = [layout.place(row + i * height) for i in range(count)]
         for plane, channel in product(range(p.kernel[0]), range(p.in_per_group)):
-            first = (channel * p.kernel[0] + plane) * layout.unit
-            places += [8 * ((first + remainder) * layout.turns + turn) for remainder, turn in starts]
+            first = (channel * p.kernel[0] + plane) * len(layout.remainders) * layout.turns
+            places += [8 * (first + start) for start in starts]
     return np.array(bands, np.int64), np.array(places, np.int64)
 
 
@@ -177,11 +184,3 @@ def _taps(layout: Layout) -> NDArray[np.int64]:
     """Byte shift of each column of the kernel."""
     cells, stride = np.arange(layout.problem.kernel[2], dtype=np.int64) * layout.problem.dilation[2], layout.problem.stride[2]
     return (cells % stride * layout.phase_cells + cells // stride) * layout.itemsize
-
-
-def _padded(p: Problem, axis: int, length: int) -> NDArray[np.int64]:
-    """Source index of each padded position that a tap meets along an axis; PADDING for zeros and for positions beyond, up to ``length``."""
-    low, high = p.padding[axis]
-    met = (p.out_size[axis] - 1) * p.stride[axis] + (p.kernel[axis] - 1) * p.dilation[axis] + 1
-    indices = index_map(p.in_size[axis], low, high, PADDING_MODES.index(p.padding_mode))[:met]
-    return np.concatenate([indices, np.full(max(0, length - met), PADDING, np.int64)])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -30,21 +30,17 @@ CYCLES_A_SECOND = 2.5e9
 
 @dataclass(frozen=True)
 class Layout:
-    """A tile shape, and whether kernel rows are taken together and source rows are read in place, for one problem.
+    """A tile shape, and whether source rows are read in place, for one problem.
 
-    Kernel rows that are taken together read lines that are neighbours in the table of lines.  There, neighbours are ``unit`` source
-    rows apart, and a tile's result rows are ``spacing`` rows apart.  A result of a single row that one kernel row makes is *folded*:
-    a tile's rows are then stretches of it that follow one another.  Neither reading in place nor folding changes the order of a sum.
+    Kernel rows are taken together in bands where the dilation along the rows is a multiple of the stride.  The lines that they read are
+    then neighbours in the table of lines, where neighbours are ``unit`` source rows apart, and a tile's result rows are ``spacing``
+    rows apart.  A result of a single row that one kernel row makes is *folded*: a tile's rows are then stretches of it that follow one
+    another.  Neither reading in place nor folding changes the order of a sum.
     """
 
     problem: Problem
     tile: Tile
-    together: bool
     straight: bool
-
-    @property
-    def possible(self) -> bool:
-        return not self.together or self.gap % self.problem.stride[1] == 0
 
     @property
     def folded(self) -> bool:
@@ -55,6 +51,10 @@ class Layout:
     def gap(self) -> int:
         """Dilation along the rows; that of a single kernel row does not matter."""
         return self.problem.dilation[1] if self.problem.kernel[1] > 1 else self.problem.stride[1]
+
+    @property
+    def together(self) -> bool:
+        return self.gap % self.problem.stride[1] == 0
 
     @property
     def unit(self) -> int:
@@ -74,10 +74,17 @@ class Layout:
             row += height * count
         return found
 
-    def place(self, kernel_row: int) -> tuple[int, int]:
-        """Remainder and turn of the line that a block's first result row meets with this kernel row."""
+    @cached_property
+    def remainders(self) -> list[int]:
+        """Remainders modulo ``unit`` of the source rows that taps meet."""
+        if self.together:
+            return [part * self.problem.stride[1] for part in range(self.spacing)]
+        return sorted({row * self.gap % self.unit for row in range(self.problem.kernel[1])})
+
+    def place(self, kernel_row: int) -> int:
+        """Place, among the lines of one plane, of that which a block's first result row meets with this kernel row."""
         turn, remainder = divmod(kernel_row * self.gap, self.unit)
-        return remainder, turn
+        return self.remainders.index(remainder) * self.turns + turn
 
     @cached_property
     def tiles(self) -> int:
@@ -94,7 +101,8 @@ class Layout:
 
     @cached_property
     def turns(self) -> int:
-        beyond = self.tile.rows - 1 if self.folded else self.place(self.problem.kernel[1] - 1)[1]
+        """Lines of one remainder."""
+        beyond = self.tile.rows - 1 if self.folded else (self.problem.kernel[1] - 1) * self.gap // self.unit
         return self.tiles * self.tile.rows + beyond
 
     @cached_property
@@ -157,7 +165,7 @@ class Layout:
     @cached_property
     def entries(self) -> int:
         """Lines of one group in a task."""
-        return self.problem.kernel[0] * self.problem.in_per_group * self.unit * self.turns
+        return self.problem.kernel[0] * self.problem.in_per_group * len(self.remainders) * self.turns
 
     @cached_property
     def groups_at_once(self) -> int:
@@ -216,12 +224,12 @@ def _evenly(size: int, tile: int, most: int) -> int:
     return -(-tiles // parts)
 
 
-@lru_cache(maxsize=256)
 def layout_of(p: Problem, contiguous: bool = True) -> Layout:
-    """The layout of least cost where source rows are contiguous; the one with the same sums where they are not."""
+    """The layout of least cost among those with one order of sums, for source rows that are contiguous or not.
+
+    That order must not depend on the spatial size, so that a block of a volume has the bits of the whole.
+    """
     in_place = p.stride[2] == 1 and (p.padding_mode == "zeros" or p.padding[2] == (0, 0))
-    straight = in_place and not p.out_size[1] == p.kernel[1] == 1
-    tiles = [NARROW, WIDE] + [SEVERAL] * (p.out_per_group > 1)
-    found = [Layout(p, tile, together, straight) for tile in tiles for together in (True, False)]
-    best = min((layout for layout in found if layout.possible), key=lambda layout: layout.seconds)
-    return best if contiguous else replace(best, straight=False)
+    straight = contiguous and in_place and not p.out_size[1] == p.kernel[1] == 1
+    several = p.out_per_group >= SEVERAL.channels and -(-p.out_per_group // SEVERAL.channels) * SEVERAL.channels <= 1.5 * p.out_per_group
+    return min((Layout(p, tile, straight) for tile in ([SEVERAL] if several else [NARROW, WIDE])), key=lambda layout: layout.seconds)

@@ -24,14 +24,14 @@ from .threads import next_task
 
 Function = Callable[..., Any]
 
-# Fields of the geometry, an int64 array.  Steps count bytes.
+# Fields of the geometry, an int64 array.  Steps count bytes; SIZE, LOW and MET have two fields, for the depth and the rows.
 (
     GROUPS, DEPTH, HEIGHT, WIDTH, SOURCES, RESULTS, BLOCKS, PLANES, TAPS, DEPTH_STRIDE, DEPTH_GAP, ROW_STRIDE, COLUMN_STRIDE, COLUMN_GAP,
-    COLUMN_REACH, SOURCE_WIDTH, LEFT, MODE, TILE_CHANNELS, TILE_ROWS, TILE_COLUMNS, HEIGHTS, SPACING, UNIT, TURNS, TILES, COLUMNS,
-    PHASE_CELLS, GROUPS_AT_ONCE, ENTRIES, COPIES, SCRATCH, MASKS, STRAIGHT, FOLDED, ROW_STEP, BLOCK_WEIGHTS, PLANE_TABLE, ROW_TABLE,
+    COLUMN_REACH, SOURCE_WIDTH, LEFT, MODE, TILE_CHANNELS, TILE_ROWS, TILE_COLUMNS, HEIGHTS, SPACING, UNIT, REMAINDERS, TURNS, TILES,
+    COLUMNS, PHASE_CELLS, GROUPS_AT_ONCE, ENTRIES, COPIES, SCRATCH, MASKS, STRAIGHT, FOLDED, ROW_STEP, BLOCK_WEIGHTS, REMAINDER_TABLE,
     TAP_TABLE, BAND_TABLE, SKIPPING, VECTORS, TASKS, SOURCE, RESULT, SOURCE_STEP,
 ) = range(47)  # fmt: skip
-RESULT_STEP, FIELDS = SOURCE_STEP + 5, SOURCE_STEP + 10
+RESULT_STEP, SIZE, LOW, MET, FIELDS = SOURCE_STEP + 5, SOURCE_STEP + 10, SOURCE_STEP + 12, SOURCE_STEP + 14, SOURCE_STEP + 16
 
 _source_index = kernel()(source_index)
 
@@ -42,6 +42,14 @@ def _template(function: Function) -> Function:
 
 
 _tile_sums = tiles.narrow_sums
+
+
+@kernel()
+def _index_at(g, axis, position):  # type: ignore[no-untyped-def]
+    """Source index of a padded position along the depth (axis 0) or the rows (1); PADDING for a zero and for what no result meets."""
+    if position < 0 or position >= g[MET + axis]:
+        return PADDING
+    return _source_index(position - g[LOW + axis], g[SIZE + axis], g[MODE])
 
 
 # ---- lines -------------------------------------------------------------------------------------------------------------
@@ -74,11 +82,12 @@ def _plan_copies(g, tables, d, down, scratch, lines, copies):  # type: ignore[no
     line_bytes, entry, slot, found = g[COLUMN_STRIDE] * g[PHASE_CELLS] * scratch.itemsize, 0, 0, 0
     for c in range(g[SOURCES]):
         for k in range(g[PLANES]):
-            plane = tables[g[PLANE_TABLE] + d * g[DEPTH_STRIDE] + k * g[DEPTH_GAP]]
-            for remainder in range(g[UNIT]):
+            plane = _index_at(g, 0, d * g[DEPTH_STRIDE] + k * g[DEPTH_GAP])
+            for remainder in range(g[REMAINDERS]):
+                first = down * g[ROW_STRIDE] + tables[g[REMAINDER_TABLE] + remainder]
                 for turn in range(g[TURNS]):
                     part = min(turn, g[TILES] * g[TILE_ROWS] - 1) if g[FOLDED] else 0
-                    row = tables[g[ROW_TABLE] + down * g[ROW_STRIDE] + (0 if g[FOLDED] else turn) * g[UNIT] + remainder]
+                    row = _index_at(g, 1, first + (0 if g[FOLDED] else turn) * g[UNIT])
                     padding = plane == PADDING or row == PADDING
                     if not padding and part == 0:
                         copies[2 * found] = c * g[SOURCE_STEP + 1] + plane * g[SOURCE_STEP + 2] + row * g[SOURCE_STEP + 3]
@@ -136,14 +145,17 @@ def _point_lines(g, tables, source, groups, d, down, zeros, lines):  # type: ign
 
     ``source`` is the address of cell 0 of the first row of the first group.
     """
-    entry, unit, turns, step, first = 0, g[UNIT], g[TURNS], g[SOURCE_STEP + 3], g[ROW_TABLE] + down * g[ROW_STRIDE]
+    entry, unit, turns, step = 0, g[UNIT], g[TURNS], g[SOURCE_STEP + 3]
+    low, size, met, mode = g[LOW + 1], g[SIZE + 1], g[MET + 1], g[MODE]
     for c in range(groups * g[SOURCES]):
         for k in range(g[PLANES]):
-            plane = tables[g[PLANE_TABLE] + d * g[DEPTH_STRIDE] + k * g[DEPTH_GAP]]
+            plane = _index_at(g, 0, d * g[DEPTH_STRIDE] + k * g[DEPTH_GAP])
             start = source + c * g[SOURCE_STEP + 1] + plane * g[SOURCE_STEP + 2]
-            for remainder in range(unit):
+            for remainder in range(g[REMAINDERS]):
+                first = down * g[ROW_STRIDE] + tables[g[REMAINDER_TABLE] + remainder]
                 for turn in range(turns):
-                    row = tables[first + turn * unit + remainder]
+                    position = first + turn * unit
+                    row = _source_index(position - low, size, mode) if 0 <= position < met else PADDING
                     lines[entry + turn] = zeros if plane == PADDING or row == PADDING else start + row * step
                 entry += turns
 
@@ -154,10 +166,9 @@ def _set_bands(g, tables, d, itemsize, bands):  # type: ignore[no-untyped-def]
     """What ``tile_sums`` needs about the bands of kernel rows; kernel planes that meet only padding are left out where allowed."""
     first, last = 0, g[PLANES]
     if g[SKIPPING]:
-        at = g[PLANE_TABLE] + d * g[DEPTH_STRIDE]
-        while first < last and tables[at + first * g[DEPTH_GAP]] == PADDING:
+        while first < last and _index_at(g, 0, d * g[DEPTH_STRIDE] + first * g[DEPTH_GAP]) == PADDING:
             first += 1
-        while first < last and tables[at + (last - 1) * g[DEPTH_GAP]] == PADDING:
+        while first < last and _index_at(g, 0, d * g[DEPTH_STRIDE] + (last - 1) * g[DEPTH_GAP]) == PADDING:
             last -= 1
     for i in range(g[HEIGHTS]):
         at = g[BAND_TABLE] + 4 * i
@@ -223,7 +234,7 @@ def _sum_groups(g, tables, weight, bias, first, groups, result, rows, columns, b
                     at, place = at + part * whole * 8, place + part * whole * g[ROW_STEP]
                     count, long = (whole, width) if part == 0 else (1, columns - whole * width)
                 else:
-                    at, place = at + part * g[ROW_STRIDE] * g[TURNS] * 8, place + part * g[RESULT_STEP + 3]
+                    at, place = at + part * g[TURNS] * 8, place + part * g[RESULT_STEP + 3]
                     count, long = rows if spacing == 1 else (rows - part + spacing - 1) // spacing, columns
                 _sum_rows(g, tables, weight, weights, biases, place, count, long, some, bands, masks, at, stage)
 
