@@ -34,7 +34,8 @@ def multiply_tile(  # type: ignore[no-untyped-def]
 
     runs : int64 array of pairs (first k, number of products > 0), of which the ``run_count`` from pair ``first_run`` on are taken; k
         jumps from run to run, j counts the products.
-    weight, panel, bias : one-dimensional contiguous arrays of one dtype, float32 or float64.
+    weight, panel, bias : one-dimensional contiguous arrays of one dtype: float32, float64, int32, int64, or uint32 for pairs of int16 whose
+        products are summed in 32 bits.
     result : int64 byte address.  All other arguments are int64 numbers, of elements where they are offsets or steps.
     """
     n = types.int64
@@ -133,7 +134,7 @@ class _Tile:
         new = []
         for r, row in enumerate(running):
             factor = v.broadcast(v.at(w, r))
-            new.append([v.fma(factor, column, total) for column, total in zip(columns, row)])
+            new.append([v.multiply_add(factor, column, total) for column, total in zip(columns, row)])
         left_after, w_after, p_after = b.sub(left, int64(1)), v.at(w, TILE_ROWS), v.at(p, TILE_VECTORS * v.lanes)
         b.cbranch(b.icmp_signed(">", left_after, int64(0)), loop, after)
         for phi, start, end in [(left, count, left_after), (w, weight, w_after), (p, panel, p_after)]:
@@ -167,10 +168,10 @@ class _Tile:
         for j, total in enumerate(row):
             pointer = v.at(target_row, j * v.lanes)
             if masks is None:
-                v.store(b.fadd(v.load(pointer) if start is None else start, total), pointer)
+                v.store(v.add(v.load(pointer) if start is None else start, total), pointer)
             else:
                 old = b.select(self.accumulate, v.masked_load(pointer, masks[j]), start)
-                v.masked_store(b.fadd(old, total), pointer, masks[j])
+                v.masked_store(v.add(old, total), pointer, masks[j])
 
 
 def _join(phi: Any, *incoming: tuple[Any, Any]) -> None:

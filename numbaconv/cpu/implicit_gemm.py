@@ -5,6 +5,9 @@ takes a few panels of pixels through the blocks of K, one after the other: it pa
 the weight with it, and packs the next into the same memory.  The order of the sum over K depends on channels and kernel alone:
 neither the batch, the threads, the layout nor the place of a pixel change the bits of a result.
 
+Results whose dtype is not that of the sums, or whose pixels do not follow one another in memory, are staged: the sums of a task's
+panels stay in memory of their own through all blocks of K, and are rounded or truncated once.
+
 A gradient of the input with stride s is s convolutions an axis: the result pixels of one remainder modulo s meet the same taps, at
 consecutive source cells.
 """
@@ -15,7 +18,7 @@ import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import prange
@@ -23,52 +26,61 @@ from numba.core import config
 from numpy.typing import NDArray
 
 from ..arguments import PADDING_MODES
-from ..arrays import AnyArray
+from ..arrays import ELEMENTS, AnyArray
 from ..choose import Accuracy
 from ..problem import Problem
 from . import pack
 from .axes import Line, Part, axis_parts, is_contiguous, merged, pixel_count, tap_count
 from .compile import kernel
 from .direct import Direct
+from .elements import PAIRS, channels_a_product, like, store_sums
 from .gemm import TILE_ROWS, TILE_VECTORS, multiply_tile
 from .layouts import Layouts
 from .pack import fill_tables, pack_panel
-from .simd import lanes_of, load_element, store_element
+from .simd import address_of, lanes_of, load_element
 from .target import target
 from .threads import launch, most_threads, next_task, team_size
 
 DEPTH = 192  # products of one K block: a panel then stays in the first-level cache
 PANELS_A_TASK = 8  # about; while they pass, one K block of the weight stays in the second-level cache
 MOST_PANELS = 16
+STAGED_BYTES = 256 << 10  # of results that are staged, unless one panel needs more
 MOST_PARTS = 64  # of a transposed convolution
 ALIGNMENT = 64
 
-# The cost model, in cycles: to table a tap of a panel, to begin to copy it, to copy a vector with its lanes 1, 2 or more cells
-# apart, to store a tile.
+# The cost model, in cycles: to table a tap of a panel, to begin to copy it, to copy a vector of one channel with its lanes 1, 2 or
+# more cells apart, to multiply a vector by one weight and add it, to store a tile.
 TABLE_CYCLES = 50.0
 COPY_START_CYCLES = 20.0
 COPY_CYCLES = {1: 2.5, 2: 4.0, 3: 26.0}
+PRODUCT_CYCLES = {"float32": 0.5, "float64": 0.5, "uint32": 0.5 if target().fused_pairs else 1.0, "int32": 1.4, "int64": 2.0}
 STORE_CYCLES = 100.0
 CYCLES_A_SECOND = 2.5e9
 
 # Fields of the geometry beyond those of the panels.
 (
     IMAGES, GROUPS, CHANNELS, FILTERS, PIXELS, KERNEL, SOURCE, SOURCE_IMAGE, RESULT, RESULT_IMAGE, RESULT_CHANNEL, SCATTERED,
-    CHANNELS_AT_ONCE, PANELS, SPLITS, TASKS, WEIGHT, FIELDS,
-) = range(pack.FIELDS, pack.FIELDS + 18)  # fmt: skip
+    STAGED, CHANNELS_AT_ONCE, PANELS, SPLITS, TASKS, WEIGHT, FIELDS,
+) = range(pack.FIELDS, pack.FIELDS + 19)  # fmt: skip
 
 
 # ---- kernels -----------------------------------------------------------------------------------------------------------
 @kernel()
-def _worker(geometry, shifts, weight, bias, counter):  # type: ignore[no-untyped-def]
-    """Tasks until none is left: each some panels of one image and group, and a share of the row blocks."""
+def _worker(geometry, shifts, weight, bias, source_like, result_like, counter):  # type: ignore[no-untyped-def]
+    """Tasks until none is left: each some panels of one image and group, and a share of the row blocks.
+
+    weight, bias : arrays of the dtype of the sums, or of uint32 where the weight is of pairs; source_like, result_like : empty arrays that
+        tell the dtypes behind the addresses in ``geometry``.
+    """
     g = geometry
     lanes, spare = lanes_of(weight), ALIGNMENT // weight.itemsize
     width = TILE_VECTORS * lanes
-    panel = np.empty(g[CHANNELS_AT_ONCE] * g[pack.TAPS_AT_ONCE] * width + spare, weight.dtype)
+    panel = np.empty(-(-g[CHANNELS_AT_ONCE] // g[pack.TOGETHER]) * g[pack.TAPS_AT_ONCE] * width + spare, weight.dtype)
     panel = panel[-panel.ctypes.data // weight.itemsize % spare :]
-    staged = np.empty(g[SCATTERED] * (g[FILTERS] + TILE_ROWS) * width, weight.dtype)
+    stage = (g[FILTERS] + TILE_ROWS) * width  # of one panel
+    staged = np.empty(g[STAGED] * g[PANELS] * stage, weight.dtype)
     table = np.empty((g[PANELS] * g[pack.TAPS_AT_ONCE] * TILE_VECTORS * g[pack.SLOTS], 2), np.int64)
+    apart = (stage if g[STAGED] else width) * weight.itemsize
     counts, runs = np.empty(g[PANELS] * g[pack.TAPS_AT_ONCE], np.int64), np.empty(g[pack.TAPS_AT_ONCE] + 2, np.int64)
     origins = np.full((g[PANELS], 5), pack.NOWHERE)
     row_blocks = -(-g[FILTERS] // TILE_ROWS)
@@ -82,58 +94,68 @@ def _worker(geometry, shifts, weight, bias, counter):  # type: ignore[no-untyped
         image, group = member // g[GROUPS], member % g[GROUPS]
         last = min(first + g[PANELS], -(-g[PIXELS] // width))
         first_row, last_row = row_blocks * split // g[SPLITS], row_blocks * (split + 1) // g[SPLITS]
-        source = g[SOURCE] + (image * g[SOURCE_IMAGE] + group * g[CHANNELS] * g[pack.SOURCE_CHANNEL]) * weight.itemsize
-        result = g[RESULT] + (image * g[RESULT_IMAGE] + group * g[FILTERS] * g[RESULT_CHANNEL]) * weight.itemsize
+        source = g[SOURCE] + (image * g[SOURCE_IMAGE] + group * g[CHANNELS] * g[pack.SOURCE_CHANNEL]) * source_like.itemsize
+        result = g[RESULT] + (image * g[RESULT_IMAGE] + group * g[FILTERS] * g[RESULT_CHANNEL]) * result_like.itemsize
         for channel in range(0, g[CHANNELS], g[CHANNELS_AT_ONCE]):
-            channels, at = min(g[CHANNELS_AT_ONCE], g[CHANNELS] - channel), source + channel * g[pack.SOURCE_CHANNEL] * weight.itemsize
+            channels, at = min(g[CHANNELS_AT_ONCE], g[CHANNELS] - channel), source + channel * g[pack.SOURCE_CHANNEL] * source_like.itemsize
             for tap in range(0, max(g[KERNEL], 1), g[pack.TAPS_AT_ONCE]):
-                taps, k = min(g[pack.TAPS_AT_ONCE], g[KERNEL] - tap), channel * g[KERNEL] + tap
+                taps, k = min(g[pack.TAPS_AT_ONCE], g[KERNEL] - tap), channel // g[pack.TOGETHER] * g[KERNEL] + tap
                 if first != tabled_panel or tap != tabled_tap:
                     fill_tables(g, shifts, first, last, g[PIXELS], tap, taps, lanes, table, counts, origins)
                     tabled_panel, tabled_tap = first, tap
+                into = address_of(staged) if g[STAGED] else result + first * apart
                 for number in range(first, last):
-                    run_count = pack_panel(g, table, counts, origins, number - first, taps, at, channels, panel, runs)
-                    _multiply_panel(g, weight, bias, group, k, first_row, last_row, result, number, panel, runs, run_count, staged)
-        if g[SCATTERED]:
-            _scatter(g, staged, first_row * TILE_ROWS, min(last_row * TILE_ROWS, g[FILTERS]), result, first * width, width)
+                    run_count = pack_panel(g, table, counts, origins, number - first, taps, at, channels, source_like, panel, runs)
+                    _multiply_panel(g, weight, bias, group, k, first_row, last_row, into, number, panel, runs, run_count)
+                    into += apart
+        if g[STAGED]:
+            _unstage(g, staged, stage, first_row * TILE_ROWS, min(last_row * TILE_ROWS, g[FILTERS]), result, first, last, result_like)
 
 
 @kernel(parallel=True)
-def _team(threads, geometry, shifts, weight, bias, counter):  # type: ignore[no-untyped-def]
+def _team(threads, geometry, shifts, weight, bias, source_like, result_like, counter):  # type: ignore[no-untyped-def]
     for _ in prange(threads):
-        _worker(geometry, shifts, weight, bias, counter)
+        _worker(geometry, shifts, weight, bias, source_like, result_like, counter)
 
 
 @kernel(forceinline=True)
-def _multiply_panel(g, weight, bias, group, k, first_row, last_row, result, number, panel, runs, run_count, staged):  # type: ignore[no-untyped-def]
+def _multiply_panel(g, weight, bias, group, k, first_row, last_row, into, number, panel, runs, run_count):  # type: ignore[no-untyped-def]
     """Row blocks [first_row, last_row) of a group's weight, from product ``k`` on, times a panel, into the result or the staged copy.
 
-    ``result`` is the byte address of the group's first pixel.
+    ``into`` is the byte address of the panel's first pixel there.
     """
     width = TILE_VECTORS * lanes_of(weight)
     columns = min(width, g[PIXELS] - number * width)
-    step = width if g[SCATTERED] else g[RESULT_CHANNEL]
-    start = staged.ctypes.data if g[SCATTERED] else result + number * width * weight.itemsize
+    step, products = width if g[STAGED] else g[RESULT_CHANNEL], -(-g[CHANNELS] // g[pack.TOGETHER]) * g[KERNEL]
     for row in range(first_row, last_row):
         block = group * -(-g[FILTERS] // TILE_ROWS) + row
-        offset = g[WEIGHT] + (block * g[CHANNELS] * g[KERNEL] + k) * TILE_ROWS
-        address, rows = start + row * TILE_ROWS * step * weight.itemsize, min(TILE_ROWS, g[FILTERS] - row * TILE_ROWS)
+        offset = g[WEIGHT] + (block * products + k) * TILE_ROWS
+        address, rows = into + row * TILE_ROWS * step * weight.itemsize, min(TILE_ROWS, g[FILTERS] - row * TILE_ROWS)
         multiply_tile(runs, 0, run_count, weight, offset, panel, 0, address, step, rows, columns, k, bias, block * TILE_ROWS)
 
 
 @kernel(forceinline=True)
-def _scatter(g, staged, first_row, last_row, result, pixel, width):  # type: ignore[no-untyped-def]
-    """Copy a staged panel (filters, width) to the result pixels from number ``pixel`` on, which do not follow one another."""
+def _unstage(g, staged, stage, first_row, last_row, result, first, last, like):  # type: ignore[no-untyped-def]
+    """Round or truncate the staged panels [first, last), each (filters, width), into the result; one panel takes ``stage`` elements."""
+    for number in range(first, last):
+        _unstage_panel(g, staged, (number - first) * stage, first_row, last_row, result, number, like)
+
+
+@kernel(forceinline=True)
+def _unstage_panel(g, staged, start, first_row, last_row, result, number, like):  # type: ignore[no-untyped-def]
+    width = TILE_VECTORS * lanes_of(staged)
+    pixel = number * width
     across, deep, stride = g[pack.RESULT_SIZE + 2], g[pack.RESULT_SIZE + 1], g[pack.RESULT_STRIDE + 2]
+    if not g[SCATTERED]:
+        across, deep, stride = g[PIXELS], 1, 1
     d, h, w = pixel // across // deep, pixel // across % deep, pixel % across
     done, pixels = 0, min(width, g[PIXELS] - pixel)
     while done < pixels:
         length = min(across - w, pixels - done)
         offset = d * g[pack.RESULT_STRIDE] + h * g[pack.RESULT_STRIDE + 1] + w * stride
         for row in range(first_row, last_row):
-            address = result + (row * g[RESULT_CHANNEL] + offset) * staged.itemsize
-            for i in range(length):
-                store_element(address + i * stride * staged.itemsize, staged[row * width + done + i])
+            address = result + (row * g[RESULT_CHANNEL] + offset) * like.itemsize
+            store_sums(staged, start + row * width + done, length, address, stride, like)
         done, w, h = done + length, 0, h + 1
         if h == deep:
             h, d = 0, d + 1
@@ -141,36 +163,38 @@ def _scatter(g, staged, first_row, last_row, result, pixel, width):  # type: ign
 
 @kernel()
 def _pack_weight(numbers, taps, packed, at):  # type: ignore[no-untyped-def]
-    """Write one part's weight as (groups, row blocks, K, TILE_ROWS) from packed[at] on: K in the order of the panels, missing rows zero.
+    """Write one part's weight as (groups, row blocks, K, TILE_ROWS, together) from packed[at] on: K in the order of the panels.
 
-    numbers : int64 array: byte address, strides (elements) of a group, a filter and a channel, groups, filters, channels, and the
-        channels of a K block; taps : int64 offsets of the part's taps.
+    numbers : int64 array: byte address, strides (elements) of a group, a filter and a channel, groups, filters, channels, the
+        channels of a K block and those of one product (together); taps : int64 offsets of the part's taps.
+    packed : array of the weight's dtype, full of zeros, where missing rows and channels stay.
     """
-    address, of_group, of_filter, of_channel, groups, filters, channels, at_once = numbers
+    address, of_group, of_filter, of_channel, groups, filters, channels, at_once, together = numbers
     for group in range(groups):
         for row in range(0, filters, TILE_ROWS):
             rows = min(TILE_ROWS, filters - row)
             for first in range(0, channels, at_once):
                 for tap in taps:
-                    for channel in range(first, min(first + at_once, channels)):
-                        start = address + (group * of_group + row * of_filter + channel * of_channel + tap) * packed.itemsize
-                        for r in range(rows):
-                            packed[at + r] = load_element(start + r * of_filter * packed.itemsize, packed)
-                        for r in range(rows, TILE_ROWS):
-                            packed[at + r] = 0
-                        at += TILE_ROWS
+                    for channel in range(first, min(first + at_once, channels), together):
+                        for i in range(min(together, channels - channel)):
+                            start = address + (group * of_group + row * of_filter + (channel + i) * of_channel + tap) * packed.itemsize
+                            for r in range(rows):
+                                packed[at + r * together + i] = load_element(start + r * of_filter * packed.itemsize, packed)
+                        at += TILE_ROWS * together
 
 
 # ---- the algorithm -----------------------------------------------------------------------------------------------------
 class ImplicitGemm:
-    """The algorithm for dense problems of float32 and float64."""
+    """The algorithm for dense problems of real numbers."""
 
     name = "implicit_gemm"
     accuracy: Accuracy = "definition"
 
     def supports(self, problem: Problem) -> str | None:
-        if problem.dtype not in ("float32", "float64"):
-            return f"it computes float32 and float64, not {problem.dtype}"
+        if problem.dtype.startswith("complex"):
+            return f"it computes with real numbers, not {problem.dtype}"
+        if problem.dtype == "float16" and not target().float16:
+            return "the processor does not convert float16"
         if config.DISABLE_JIT:
             return "it is made of LLVM intrinsics, which need the compiler (NUMBA_DISABLE_JIT is set)"
         if problem.direction == "weight_grad":
@@ -216,8 +240,18 @@ class ImplicitGemmSetup:
         return list(itertools.product(depth, height, width))
 
     @cached_property
+    def sums(self) -> np.dtype[Any]:
+        """Dtype of the sums, and of panels and weight."""
+        return PAIRS if self.together == 2 else ELEMENTS[self.problem.dtype].accumulator
+
+    @property
+    def together(self) -> int:
+        """Channels that one product takes."""
+        return channels_a_product(self.problem.dtype)
+
+    @cached_property
     def lanes(self) -> int:
-        return target().lanes(self.problem.dtype)
+        return target().lanes(self.sums.name)
 
     @cached_property
     def channels(self) -> int:
@@ -236,7 +270,7 @@ class ImplicitGemmSetup:
     @cached_property
     def weight_starts(self) -> list[int]:
         """Where each part's weight starts in the packed one; the last is the end."""
-        row = self.problem.groups * self.row_blocks * TILE_ROWS * self.channels
+        row = self.problem.groups * self.row_blocks * TILE_ROWS * -(-self.channels // self.together)
         return [0, *itertools.accumulate(row * tap_count(part) for part in self.parts)]
 
     @cached_property
@@ -244,30 +278,58 @@ class ImplicitGemmSetup:
         """Estimated time of one image on one thread."""
         cycles = 0.0
         for part in self.parts:
-            taps, panels = tap_count(part), -(-pixel_count(part) // (TILE_VECTORS * self.lanes))
-            blocks = -(-self.channels // blocking(self.channels, taps)[0])  # of channels
-            copy = taps * (blocks * COPY_START_CYCLES + self.channels * TILE_VECTORS * COPY_CYCLES[min(part[2].step, 3)])
-            multiply = self.row_blocks * (self.channels * taps * TILE_ROWS * TILE_VECTORS / 2 + blocks * STORE_CYCLES)
-            cycles += panels * (self.problem.groups * (copy + multiply) + taps * TABLE_CYCLES)
+            taps, vectors = tap_count(part), -(-pixel_count(part) // self.lanes)
+            panels, products = -(-vectors // TILE_VECTORS), -(-self.channels // self.together) * taps
+            blocks = -(-self.channels // blocking(self.channels, taps, self.together)[0])  # of channels
+            copy = panels * taps * blocks * COPY_START_CYCLES + vectors * taps * self.channels * COPY_CYCLES[min(part[2].step, 3)]
+            multiply = vectors * products * TILE_ROWS * PRODUCT_CYCLES[self.sums.name] + panels * blocks * STORE_CYCLES
+            cycles += self.problem.groups * (copy + self.row_blocks * multiply) + panels * taps * TABLE_CYCLES * self._tabled(part)
         return cycles / CYCLES_A_SECOND
+
+    def _tabled(self, part: Part) -> float:
+        """Share of the panels that need tables of their own: all, or those near the borders of depth and height."""
+        if self._columns(part[2].size) > MOST_PANELS:
+            return 1.0
+        shared = 1.0
+        for axis, size in zip(part[:2], self.problem.source_size):
+            first = -min(0, *axis.shifts, 0) // axis.step
+            last = min(axis.size - 1, (size - 1 - max(0, *axis.shifts, 0)) // axis.step)
+            shared *= max(0, last - first + 1) / axis.size
+        return 1.0 - shared
+
+    def _columns(self, across: int) -> int:
+        """Panels until one begins in the first one's column, in rows of so many pixels."""
+        return across // math.gcd(across, TILE_VECTORS * self.lanes)
 
     @cached_property
     def workspace(self) -> int:
         """Upper bound of the bytes that ``run`` allocates: of each thread a panel, tables, and a copy of a panel's results."""
-        width, item, most = TILE_VECTORS * self.lanes, np.dtype(self.problem.dtype).itemsize, 0
+        width, item, most = TILE_VECTORS * self.lanes, self.sums.itemsize, 0
+        stage = self._staged_panels * (self.filters + TILE_ROWS) * width * item
         for part in self.parts:
-            channels, taps = blocking(self.channels, tap_count(part))
+            channels, taps = blocking(self.channels, tap_count(part), self.together)
             tables = MOST_PANELS * (taps * (2 * TILE_VECTORS * self._slots(part[2].size) + 1) + 5)
             pieces = 4 * (width + 1) * min(len(part[2].taps), taps)
             numbers = tables + pieces + 6 * width + taps + TILE_VECTORS + 2
-            most = max(most, (channels * taps + self.filters + TILE_ROWS) * width * item + ALIGNMENT + numbers * 8)
+            most = max(most, -(-channels // self.together) * taps * width * item + stage + ALIGNMENT + numbers * 8)
         own = most_threads() * most + FIELDS * 8
         return max(own, Direct().setup(self.problem).workspace) if self.problem.transposed else own
+
+    @cached_property
+    def _narrows(self) -> bool:
+        """Whether results are of another dtype than the sums."""
+        return ELEMENTS[self.problem.out_dtype].storage != ELEMENTS[self.problem.dtype].accumulator
+
+    @cached_property
+    def _staged_panels(self) -> int:
+        """Panels of a task whose results are staged."""
+        one = (self.filters + TILE_ROWS) * TILE_VECTORS * self.lanes * self.sums.itemsize
+        return max(1, min(STAGED_BYTES // one, MOST_PANELS))
 
     @property
     def packed_bytes(self) -> int:
         elements = self.weight_starts[-1] + self.problem.groups * self.row_blocks * TILE_ROWS
-        return elements * np.dtype(self.problem.dtype).itemsize + 8
+        return elements * self.sums.itemsize + 8
 
     def _slots(self, columns: int) -> int:
         """Entries that one vector of one tap may need where a row has so many pixels."""
@@ -282,18 +344,19 @@ class ImplicitGemmSetup:
         finite = np.array([np.isfinite(weight).all()], np.int64)
         if p.transposed and not finite[0]:
             return finite, *Direct().setup(p).pack(weight, bias)
-        packed = np.empty(self.weight_starts[-1], weight.dtype)
+        weight = weight.astype(np.int16 if self.together == 2 else self.sums, copy=False)
+        packed = np.zeros(self.weight_starts[-1] * self.together, weight.dtype)
         steps = [step // weight.itemsize for step in weight.strides]
         of_filter, of_channel = (steps[1], steps[0]) if p.transposed else (steps[0], steps[1])
         numbers = [_address(weight), steps[0] * p.out_per_group, of_filter, of_channel, p.groups, self.filters, self.channels]
         for part, start in zip(self.parts, self.weight_starts):
-            at_once, _ = blocking(self.channels, tap_count(part))
+            at_once, _ = blocking(self.channels, tap_count(part), self.together)
             offsets = [sum(k * step for k, step in zip(tap, steps[2:])) for tap in itertools.product(*(axis.taps for axis in part))]
-            _pack_weight(np.array([*numbers, at_once], np.int64), np.array(offsets, np.int64), packed, start)
-        padded = np.zeros((p.groups, self.row_blocks * TILE_ROWS), weight.dtype)
+            _pack_weight(np.array([*numbers, at_once, self.together], np.int64), np.array(offsets, np.int64), packed, start * self.together)
+        padded = np.zeros((p.groups, self.row_blocks * TILE_ROWS), ELEMENTS[p.dtype].accumulator)
         if bias is not None:
             padded[:, : self.filters] = bias.reshape(p.groups, -1)
-        return finite, packed, padded.reshape(-1)
+        return finite, packed.view(self.sums), padded.reshape(-1).view(self.sums)
 
     def run(self, source: AnyArray, packed: tuple[AnyArray, ...], result: AnyArray) -> None:
         finite, weight, bias, *_ = packed
@@ -301,14 +364,14 @@ class ImplicitGemmSetup:
             Direct().setup(self.problem).run(source, packed[1:], result)
             return
         seconds = self.seconds * source.shape[0] / len(self.parts)
-        threads = team_size(seconds)
+        threads, likes = team_size(seconds), (like(self.problem.dtype), like(self.problem.out_dtype))
         for placed in self._layouts(source, result):
             g = placed.geometry.copy()
             g[SOURCE], g[RESULT], g[pack.SKIPPING] = _address(source), _address(result) + placed.first, finite[0]
             blocks = int(g[TASKS])
             g[SPLITS] = 1 if threads == 1 else min(self.row_blocks, -(-4 * threads // blocks))
             g[TASKS] = blocks * g[SPLITS]
-            launch(_worker, _team, (g, placed.shifts, weight, bias), int(g[TASKS]), seconds)
+            launch(_worker, _team, (g, placed.shifts, weight, bias, *likes), int(g[TASKS]), seconds)
 
     @cached_property
     def _layouts(self) -> Layouts[list[Placed]]:
@@ -320,9 +383,10 @@ class ImplicitGemmSetup:
         return Layouts(place)
 
     def _place(self, part: Part, start: int, batch: int, source: tuple[int, ...], result: tuple[int, ...]) -> Placed:
-        p, g, item = self.problem, np.zeros(FIELDS, np.int64), np.dtype(self.problem.dtype).itemsize
+        p, g = self.problem, np.zeros(FIELDS, np.int64)
+        item, result_item = (ELEMENTS[dtype].storage.itemsize for dtype in (p.dtype, p.out_dtype))
         lines = merged([
-            Line(n, s // item, axis.size, t // item * axis.stride, axis.step, axis.shifts)
+            Line(n, s // item, axis.size, t // result_item * axis.stride, axis.step, axis.shifts)
             for axis, n, s, t in zip(part, p.source_size, source[2:], result[2:])
         ])  # fmt: skip
         for i, line in enumerate(lines):
@@ -332,22 +396,29 @@ class ImplicitGemmSetup:
         g[pack.LANE_STEP], g[pack.SPACING] = step, {1: pack.UNIT, 2: pack.EVEN}.get(step, pack.SPREAD)
         g[IMAGES], g[GROUPS], g[CHANNELS], g[FILTERS] = batch, p.groups, self.channels, self.filters
         g[PIXELS], g[KERNEL], g[WEIGHT] = pixel_count(part), tap_count(part), start
-        g[CHANNELS_AT_ONCE], g[pack.TAPS_AT_ONCE] = blocking(self.channels, tap_count(part))
-        g[SOURCE_IMAGE], g[pack.SOURCE_CHANNEL], g[RESULT_IMAGE], g[RESULT_CHANNEL] = (s // item for s in (*source[:2], *result[:2]))
-        g[SCATTERED] = not is_contiguous(lines)
+        g[CHANNELS_AT_ONCE], g[pack.TAPS_AT_ONCE] = blocking(self.channels, tap_count(part), self.together)
+        g[SOURCE_IMAGE], g[pack.SOURCE_CHANNEL], g[RESULT_IMAGE], g[RESULT_CHANNEL] = (
+            *(s // item for s in source[:2]),
+            *(s // result_item for s in result[:2]),
+        )
+        g[SCATTERED], g[pack.TOGETHER] = not is_contiguous(lines), self.together
+        g[STAGED] = g[SCATTERED] or self._narrows
         panels = -(-pixel_count(part) // (TILE_VECTORS * self.lanes))
-        repeat = lines[2].size // math.gcd(lines[2].size, TILE_VECTORS * self.lanes)  # panels until one begins in the first one's column
-        g[PANELS] = 1 if g[SCATTERED] else min(max(1, PANELS_A_TASK // repeat) * repeat, MOST_PANELS, panels)
+        repeat = self._columns(lines[2].size)
+        g[PANELS] = min(max(1, PANELS_A_TASK // repeat) * repeat, self._staged_panels if g[STAGED] else MOST_PANELS, panels)
         g[TASKS] = -(-panels // int(g[PANELS])) * batch * p.groups
         shifts = np.array([shift for line in lines for shift in line.shifts], np.int64)
         return Placed(g, shifts, sum(axis.first * step for axis, step in zip(part, result[2:])))
 
 
-def blocking(channels: int, kernel: int) -> tuple[int, int]:
-    """Channels and taps of one K block, as even as they can be; more than one block of taps only for one channel."""
-    taps = max(kernel, 1)
+def blocking(channels: int, kernel: int, together: int = 1) -> tuple[int, int]:
+    """Channels and taps of one K block, as even as they can be; more than one block of taps only for the channels of one product.
+
+    together : channels that one product takes.
+    """
+    taps, products = max(kernel, 1), -(-channels // together)
     most = max(1, DEPTH // taps)
-    return -(-channels // -(-channels // most)), -(-taps // -(-taps // DEPTH))
+    return -(-products // -(-products // most)) * together, -(-taps // -(-taps // DEPTH))
 
 
 def _address(array: AnyArray) -> int:

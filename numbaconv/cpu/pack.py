@@ -4,6 +4,8 @@ A panel is TILE_VECTORS vectors of consecutive result pixels (all spatial axes, 
 Its *table* says, once for all channels, where each tap finds each vector: entries (offset of lane 0 in elements, mask of lanes),
 one for each stretch of lanes whose cells are evenly spaced.  Padding, dilation, the wrap from one row of pixels to the next and
 padding modes then cost nothing where a channel is copied.
+
+Elements are converted on the way into the panel; one product takes one channel, or two where they go in pairs (``elements``).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from numba.extending import intrinsic
 
 from ..padding import PADDING, source_index
 from .compile import kernel
+from .elements import converted, paired
 from .gemm import TILE_VECTORS
 from .simd import Vectors, data_pointer, int64, lanes_of
 
@@ -30,7 +33,7 @@ UNROLLED = (1, 2, 4)
 
 # Fields of the geometry, an int64 array: first three axes each, then single numbers.  Strides and steps count elements.
 SOURCE_SIZE, SOURCE_STRIDE, RESULT_SIZE, RESULT_STRIDE, STEP, TAPS = range(0, 18, 3)
-MODE, SPACING, LANE_STEP, SOURCE_CHANNEL, SLOTS, SKIPPING, TAPS_AT_ONCE, FIELDS = range(18, 26)
+MODE, SPACING, LANE_STEP, SOURCE_CHANNEL, SLOTS, SKIPPING, TAPS_AT_ONCE, TOGETHER, FIELDS = range(18, 27)
 
 NOWHERE = -(1 << 62)
 
@@ -200,15 +203,15 @@ def _even_out(fills, slots, table, first):  # type: ignore[no-untyped-def]
 
 # ---- panels ------------------------------------------------------------------------------------------------------------
 @kernel(forceinline=True)
-def pack_panel(geometry, table, counts, origins, number, taps, source, channels, panel, runs):  # type: ignore[no-untyped-def]
+def pack_panel(geometry, table, counts, origins, number, taps, source, channels, like, panel, runs):  # type: ignore[no-untyped-def]
     """Fill a panel with what ``taps`` tabled taps of ``channels`` channels read, tap after tap; its table is the one at ``number``.
 
-    source : byte address of the first channel.  Returns the number of runs (first k, number of products) written to ``runs``: one
-    with everything, or more where taps are left out because they read padding alone.
+    source : byte address of the first channel, of elements as in the array ``like``.  Returns the number of runs (first k, number of
+    products) written to ``runs``: one with everything, or more where taps are left out because they read padding alone.
     """
     g = geometry
-    width, first = TILE_VECTORS * lanes_of(panel), number * g[TAPS_AT_ONCE]
-    source += origins[number, 4] * panel.itemsize
+    width, first, products = TILE_VECTORS * lanes_of(panel), number * g[TAPS_AT_ONCE], -(-channels // g[TOGETHER])
+    source += origins[number, 4] * like.itemsize
     found = position = 0
     going = False
     for tap in range(first, first + taps):
@@ -216,39 +219,43 @@ def pack_panel(geometry, table, counts, origins, number, taps, source, channels,
             going = False
             continue
         if not going:
-            runs[2 * found], runs[2 * found + 1] = (tap - first) * channels, 0
+            runs[2 * found], runs[2 * found + 1] = (tap - first) * products, 0
             found += 1
             going = True
-        runs[2 * found - 1] += channels
+        runs[2 * found - 1] += products
         entry = tap * TILE_VECTORS * g[SLOTS]
-        copy_tap(g[SPACING], g[LANE_STEP], source, g[SOURCE_CHANNEL], channels, table, entry, g[SLOTS], counts[tap], panel, position)
-        position += channels * width
+        copy_tap(g[SPACING], g[LANE_STEP], source, g[SOURCE_CHANNEL], channels, table, entry, g[SLOTS], counts[tap], panel, position, like)
+        position += products * width
     return found
 
 
 # ---- copying -----------------------------------------------------------------------------------------------------------
 @intrinsic
 def copy_tap(  # type: ignore[no-untyped-def]
-    typingctx, spacing, lane_step, source, channel_step, channels, table, first, slots, count, panel, position
+    typingctx, spacing, lane_step, source, channel_step, channels, table, first, slots, count, panel, position, like
 ):
     """Copy what one tap of ``channels`` channels reads into a panel; lanes in no mask become zero.
 
     panel[position + c * W + l] = source[c * channel_step + offset + l * lane_step] for every entry and lane l in its mask
 
+    Where the panel is of pairs, panel[position + c * W + l] holds that of channel 2 c and, above it, that of channel 2 c + 1 (0 beyond
+    the last).
+
     spacing : UNIT (lane_step 1), EVEN (lane_step 2; lane l has mask bit 2 l) or SPREAD (any lane_step).
     source : int64 byte address of the first channel.
     table : int64 array (…, 2) of pairs (offset, mask): TILE_VECTORS groups of ``slots`` pairs from pair ``first`` on, of which the first
         ``count`` hold entries.
-    panel : one-dimensional array of the source's dtype.  All other arguments are int64 numbers, steps and offsets in elements.
+    panel : one-dimensional array of the dtype of the sums, or uint32 for pairs; like : array of the source's dtype.
+    All other arguments are int64 numbers, steps and offsets in elements.
     """
     n = types.int64
-    return types.void(n, n, n, n, n, table, n, n, n, panel, n), _emit_copy
+    return types.void(n, n, n, n, n, table, n, n, n, panel, n, like), _emit_copy
 
 
 def _emit_copy(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    spacing, lane_step, source, channel_step, channels, table, first, slots, count, panel, position = arguments
-    copy = _Copy(builder, signature.args[9].dtype)
-    copy.source, copy.lane_step, copy.channel_step, copy.channels = copy.v.pointer(source), lane_step, channel_step, channels
+    spacing, lane_step, source, channel_step, channels, table, first, slots, count, panel, position, _ = arguments
+    copy = _Copy(builder, signature.args[9].dtype, signature.args[11].dtype)
+    copy.source, copy.lane_step, copy.channel_step, copy.channels = copy.s.pointer(source), lane_step, channel_step, channels
     copy.table = builder.gep(data_pointer(context, builder, signature.args[5], table), [builder.mul(first, int64(2))])
     copy.slots, copy.count = slots, count
     copy.panel = builder.gep(data_pointer(context, builder, signature.args[9], panel), [position])
@@ -276,7 +283,7 @@ def _switch(builder: Any, value: Any, cases: list[Case], otherwise: Callable[[],
 
 
 class _Copy:
-    """Code of :func:`copy_tap`."""
+    """Code of :func:`copy_tap`: ``s`` are vectors of the source, ``v`` those of the panel."""
 
     source: Any
     lane_step: Any
@@ -287,9 +294,10 @@ class _Copy:
     count: Any
     panel: Any
 
-    def __init__(self, builder: Any, dtype: Any) -> None:
+    def __init__(self, builder: Any, panel_dtype: Any, source_dtype: Any) -> None:
         self.builder = builder
-        self.v = Vectors(builder, dtype)
+        self.v = Vectors(builder, panel_dtype)
+        self.s = Vectors(builder, source_dtype, self.v.lanes)
 
     def _entry(self, vector: int, index: Any) -> tuple[Any, Any]:
         """Offset and mask of an entry of a vector."""
@@ -298,13 +306,24 @@ class _Copy:
         return b.load(b.gep(self.table, [pair])), b.load(b.gep(self.table, [b.add(pair, int64(1))]))
 
     def _each_channel(self, value: Callable[[int, Any], Any], vectors: list[int]) -> None:
-        """Loop over channels: store value(j, pointer to the channel) as vector j."""
-        b, v = self.builder, self.v
-        with cgutils.for_range(b, self.channels) as loop:
-            channel = v.at(self.source, b.mul(loop.index, self.channel_step))
+        """Loop over channels or pairs of them: store value(j, pointer to the channel), converted, as vector j."""
+        b, v, pairs = self.builder, self.v, self.v.name == "uint32"
+        products = b.lshr(b.add(self.channels, int64(1)), int64(1)) if pairs else self.channels
+        with cgutils.for_range(b, products) as loop:
+            first = b.shl(loop.index, int64(1)) if pairs else loop.index
+            second = b.add(first, int64(1))
+            there = b.icmp_signed("<", second, self.channels)
             row = v.at(self.panel, b.mul(loop.index, int64(TILE_VECTORS * v.lanes)))
             for j in vectors:
-                v.store(value(j, channel), v.at(row, j * v.lanes))
+                low = value(j, self._channel(first))
+                if pairs:
+                    high = value(j, self._channel(b.select(there, second, first)))
+                    v.store(paired(low, high, there, self.s, v), v.at(row, j * v.lanes))
+                else:
+                    v.store(converted(low, self.s, v), v.at(row, j * v.lanes))
+
+    def _channel(self, number: Any) -> Any:
+        return self.s.at(self.source, self.builder.mul(number, self.channel_step))
 
     # ---- masked loads --------------------------------------------------------------------------------------------
     def spaced(self, parts: int) -> None:
@@ -319,7 +338,7 @@ class _Copy:
             plan.append([(offset, self._part_masks(mask, parts)) for offset, mask in entries])
 
         def value(j: int, channel: Any) -> Any:
-            raw = [self.v.zero] * parts
+            raw = [self.s.zero] * parts
             for offset, masks in plan[j]:
                 raw = self._merge(raw, channel, offset, masks)
             return self._join(raw)
@@ -327,7 +346,7 @@ class _Copy:
         self._each_channel(value, list(range(TILE_VECTORS)))
 
     def _general(self, parts: int) -> None:
-        b, v = self.builder, self.v
+        b, v = self.builder, self.s
         slots = [cgutils.alloca_once(b, v.vector) for _ in range(parts)]
 
         def value(j: int, channel: Any) -> Any:
@@ -343,19 +362,19 @@ class _Copy:
         self._each_channel(value, list(range(TILE_VECTORS)))
 
     def _part_masks(self, mask: Any, parts: int) -> list[Any]:
-        return [self.v.mask_of(self.builder.lshr(mask, int64(part * self.v.lanes))) for part in range(parts)]
+        return [self.s.mask_of(self.builder.lshr(mask, int64(part * self.s.lanes))) for part in range(parts)]
 
     def _merge(self, raw: list[Any], channel: Any, offset: Any, masks: list[Any]) -> list[Any]:
-        v, start = self.v, self.v.at(channel, offset)
+        v, start = self.s, self.s.at(channel, offset)
         return [v.masked_load(v.at(start, part * v.lanes), mask, old) for part, (mask, old) in enumerate(zip(masks, raw))]
 
     def _join(self, raw: list[Any]) -> Any:
-        return raw[0] if len(raw) == 1 else self.v.shuffle(raw[0], raw[1], range(0, 2 * self.v.lanes, 2))
+        return raw[0] if len(raw) == 1 else self.s.shuffle(raw[0], raw[1], range(0, 2 * self.s.lanes, 2))
 
     # ---- gathers -------------------------------------------------------------------------------------------------
     def gathered(self) -> None:
         """Any spacing: the entries of a vector become one vector of indices and one mask."""
-        b, v = self.builder, self.v
+        b, v = self.builder, self.s
         spread = b.mul(v.iota, v.splat(self.lane_step))
         for j in range(TILE_VECTORS):
             indices, mask = cgutils.alloca_once(b, v.indices), cgutils.alloca_once(b, v.mask)
@@ -369,4 +388,4 @@ class _Copy:
             self._each_channel(partial(self._gather, b.load(indices), b.load(mask)), [j])
 
     def _gather(self, indices: Any, mask: Any, _: int, channel: Any) -> Any:
-        return self.v.gather(channel, indices, mask)
+        return self.s.gather(channel, indices, mask)

@@ -1,4 +1,4 @@
-"""Vectors of floating-point numbers for kernels: LLVM code behind numba intrinsics.
+"""Vectors of numbers for kernels: LLVM code behind numba intrinsics.
 
 Numba has no vector type, and its vectoriser keeps no block of accumulators in registers.  The intrinsics here and in ``gemm`` and
 ``pack`` emit LLVM vectors; :class:`Vectors` is the common vocabulary.  They must stay module globals: a kernel that closes over an
@@ -20,6 +20,7 @@ from numba.extending import intrinsic
 from .target import target
 
 I1, I8, I32, I64 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64)
+FLOATS = {"float32": ir.FloatType(), "float64": ir.DoubleType()}
 
 
 def int64(value: int) -> ir.Constant:
@@ -27,7 +28,9 @@ def int64(value: int) -> ir.Constant:
 
 
 class Vectors:
-    """Emits operations on vectors of ``lanes`` elements of one Numba floating-point type into an LLVM builder.
+    """Emits operations on vectors of ``lanes`` elements of one Numba type into an LLVM builder: floating-point numbers and integers.
+
+    A record of one field stands for the dtype that the field is named after: float16 and bfloat16, as their bits, are possible so.
 
     Pointers are to elements and need only an element's alignment.  Masks are vectors of ``lanes`` bits; lanes whose bit is
     clear are never read or written.
@@ -35,15 +38,17 @@ class Vectors:
 
     def __init__(self, builder: Any, dtype: Any, lanes: int | None = None) -> None:
         self.builder = builder
-        self.bits: int = dtype.bitwidth
+        self.name: str = next(iter(dtype.fields)) if isinstance(dtype, types.Record) else dtype.name
+        self.bits: int = dtype.size * 8 if isinstance(dtype, types.Record) else dtype.bitwidth
         self.bytes = self.bits // 8
-        self.element = ir.FloatType() if self.bits == 32 else ir.DoubleType()
+        self.floating = self.name in FLOATS
+        self.element = FLOATS.get(self.name, ir.IntType(self.bits))
         self.lanes = lanes or target().lanes(dtype.name)
         self.vector = ir.VectorType(self.element, self.lanes)
         self.mask = ir.VectorType(I1, self.lanes)
         self.indices = ir.VectorType(I64, self.lanes)
-        self.name = f"v{self.lanes}f{self.bits}"
-        self.zero = ir.Constant(self.vector, [0.0] * self.lanes)
+        self.suffix = f"v{self.lanes}{'f' if self.floating else 'i'}{self.bits}"
+        self.zero = self.constant(0.0 if self.floating else 0)
         self.no_lane = ir.Constant(self.mask, [0] * self.lanes)
         self.iota = ir.Constant(self.indices, list(range(self.lanes)))
         self._alignment = ir.Constant(I32, self.bytes)
@@ -81,7 +86,30 @@ class Vectors:
         """a * b + c, rounded once; on a target without the instruction rounded twice, in every lane alike."""
         if not target().fma:
             return self.builder.fadd(self.builder.fmul(a, b), c)
-        return self._call("llvm.fma." + self.name, self.vector, [a, b, c])
+        return self._call("llvm.fma." + self.suffix, self.vector, [a, b, c])
+
+    def add(self, a: Any, b: Any) -> Any:
+        return (self.builder.fadd if self.floating else self.builder.add)(a, b)
+
+    def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
+        """a * b + c: floating-point as :meth:`fma`, integers modulo 2**bits, and uint32 as pairs of int16 (see :meth:`pair_products`)."""
+        if self.floating:
+            return self.fma(a, b, c)
+        return self.builder.add(c, self.pair_products(a, b) if self.name == "uint32" else self.builder.mul(a, b))
+
+    def pair_products(self, a: Any, b: Any) -> Any:
+        """Sums of the two products of pairs of int16, modulo 2**32: pmaddwd, which LLVM and a following addition make one vpdpwssd."""
+        if target().pairs_instruction:
+            pairs = ir.VectorType(ir.IntType(16), 2 * self.lanes)
+            return self._call(target().pairs_instruction, self.vector, [self.builder.bitcast(x, pairs) for x in (a, b)])
+        low, high = (self.builder.mul(half(a), half(b)) for half in (self._low_half, self._high_half))
+        return self.builder.add(low, high)
+
+    def _low_half(self, pair: Any) -> Any:
+        return self._high_half(self.builder.shl(pair, self.constant(16)))
+
+    def _high_half(self, pair: Any) -> Any:
+        return self.builder.ashr(pair, self.constant(16))
 
     def shuffle(self, a: Any, b: Any, lanes: Sequence[int]) -> Any:
         """Lanes picked from the concatenation of two vectors."""
@@ -113,19 +141,21 @@ class Vectors:
 
     def masked_load(self, pointer: Any, mask: Any, otherwise: Any = None) -> Any:
         arguments = [self._vector_pointer(pointer), self._alignment, mask, otherwise or self.zero]
-        return self._call(f"llvm.masked.load.{self.name}.p0", self.vector, arguments)
+        return self._call(f"llvm.masked.load.{self.suffix}.p0", self.vector, arguments)
 
     def masked_store(self, value: Any, pointer: Any, mask: Any) -> None:
         arguments = [value, self._vector_pointer(pointer), self._alignment, mask]
-        self._call(f"llvm.masked.store.{self.name}.p0", ir.VoidType(), arguments)
+        self._call(f"llvm.masked.store.{self.suffix}.p0", ir.VoidType(), arguments)
 
     def gather(self, pointer: Any, indices: Any, mask: Any, otherwise: Any = None) -> Any:
         """Elements at int64 vector ``indices`` (in elements, of any sign) from ``pointer``."""
-        offsets = self.builder.mul(indices, ir.Constant(self.indices, [self.bytes] * self.lanes))
-        addresses = self.builder.add(self.splat(self.builder.ptrtoint(pointer, I64)), offsets)
-        addresses = self.builder.inttoptr(addresses, ir.VectorType(self.element.as_pointer(), self.lanes))
-        arguments = [addresses, self._alignment, mask, otherwise or self.zero]
-        return self._call(f"llvm.masked.gather.{self.name}.v{self.lanes}p0", self.vector, arguments)
+        arguments = [self._addresses(pointer, indices), self._alignment, mask, otherwise or self.zero]
+        return self._call(f"llvm.masked.gather.{self.suffix}.v{self.lanes}p0", self.vector, arguments)
+
+    def scatter(self, value: Any, pointer: Any, indices: Any, mask: Any) -> None:
+        """The opposite of :meth:`gather`."""
+        arguments = [value, self._addresses(pointer, indices), self._alignment, mask]
+        self._call(f"llvm.masked.scatter.{self.suffix}.v{self.lanes}p0", ir.VoidType(), arguments)
 
     def prefetch_for_reading(self, pointer: Any) -> None:
         """Ask for the cache line at ``pointer``; any address is allowed."""
@@ -150,6 +180,11 @@ class Vectors:
     def bits_of(self, mask: Any) -> Any:
         """The opposite of :meth:`mask_of`, as an integer of ``lanes`` bits."""
         return self.builder.bitcast(mask, ir.IntType(self.lanes))
+
+    def _addresses(self, pointer: Any, indices: Any) -> Any:
+        offsets = self.builder.mul(indices, ir.Constant(self.indices, [self.bytes] * self.lanes))
+        addresses = self.builder.add(self.splat(self.builder.ptrtoint(pointer, I64)), offsets)
+        return self.builder.inttoptr(addresses, ir.VectorType(self.element.as_pointer(), self.lanes))
 
     def _vector_pointer(self, pointer: Any) -> Any:
         return self.builder.bitcast(pointer, self.vector.as_pointer())

@@ -19,11 +19,17 @@ class Target:
     vector_bytes : size of a vector register
     registers : number of vector registers
     fma : whether there is a fused multiply-add instruction
+    float16 : whether there are conversions between float16 and float32
+    pairs_instruction : LLVM's name of the multiply-add of int16 pairs into int32; empty where there is none
+    fused_pairs : whether that instruction also adds to a sum
     """
 
     vector_bytes: int
     registers: int
     fma: bool
+    float16: bool
+    pairs_instruction: str = ""
+    fused_pairs: bool = False
 
     def lanes(self, dtype: str) -> int:
         """Elements of the named dtype in one vector."""
@@ -61,8 +67,10 @@ def _architecture() -> str:
 def _from_features(features: frozenset[str], architecture: str) -> Target:
     if architecture.startswith(("x86", "i686", "amd64")):
         if {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= features:
-            return Target(vector_bytes=64, registers=32, fma=True)
+            return Target(64, 32, True, True, "llvm.x86.avx512.pmaddw.d.512", "avx512vnni" in features)
+        fma, float16 = "fma" in features, "f16c" in features
         if "avx2" in features:
-            return Target(vector_bytes=32, registers=16, fma="fma" in features)
-        return Target(vector_bytes=16, registers=16, fma="fma" in features)
-    return Target(vector_bytes=16, registers=32, fma=architecture.startswith(("aarch64", "arm64", "ppc64")))
+            return Target(32, 16, fma, float16, "llvm.x86.avx2.pmadd.wd", "avxvnni" in features)
+        return Target(16, 16, fma, float16, "llvm.x86.sse2.pmadd.wd")
+    arm = architecture.startswith(("aarch64", "arm64"))
+    return Target(vector_bytes=16, registers=32, fma=arm or architecture.startswith("ppc64"), float16=arm)

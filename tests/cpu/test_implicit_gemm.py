@@ -17,7 +17,7 @@ from numbaconv.cpu.gemm import TILE_ROWS, TILE_VECTORS
 from numbaconv.cpu.implicit_gemm import DEPTH, MOST_PARTS, ImplicitGemm, ImplicitGemmSetup, blocking
 from numbaconv.cpu.target import Target, _from_features, target
 
-from ..cases import call, case, integer_arrays, normal_arrays
+from ..cases import call, case, dtype_of, integer_arrays, normal_arrays
 from ..checks import always_parallel, assert_same, check_exact
 from ..layouts import channels_last, read_only, repeated, with_axes_in_order, with_steps
 
@@ -50,6 +50,15 @@ BLOCKS = [
     case("igrad", (9, 11), (3, 3), ic=4, oc=70, s=2, p=1, op=1, b=1),
     case("igrad", (4, 5, 6), (2, 3, 4), ic=6, oc=50, s=(1, 2, 3), d=(1, 2, 1), p=(0, 1, 2), t="f64"),
     case("igrad", (5, 20), (3, 3), ic=3, oc=20, s=(4, 1), mb=2, b=1),
+    # other dtypes: several K blocks, with pairs of channels and one left over; more panels than are staged at once
+    *(case("fwd", (9, 10), (3, 3), ic=61, oc=9, p=1, b=1, t=t) for t in ("f16", "bf16", "s8", "u8-s32", "s16", "s32", "s64")),
+    case("fwd", (40,), (1,), ic=2 * DEPTH + 1, oc=TILE_ROWS + 1, b=1, t="u8"),
+    case("fwd", (17, 18), (13, 12), ic=3, oc=2, p=4, t="s16-s32"),
+    case("fwd", (700,), (2 * DEPTH + 5,), ic=3, oc=2, p=30, t="bf16"),
+    case("fwd", (30, 41), (1, 1), ic=3, oc=900, t="s8"),
+    case("fwd", (33, 35), (3, 3), ic=25, oc=9, p=12, d=12, b=1, t="s8"),
+    case("igrad", (9, 11), (3, 3), ic=4, oc=71, s=2, p=1, op=1, b=1, t="f16"),
+    case("igrad", (9, 11), (3, 3), ic=4, oc=71, s=2, p=1, op=1, b=1, t="s8-s32"),
 ]
 
 SPACINGS = [
@@ -57,7 +66,12 @@ SPACINGS = [
     for size, kernel, d, p in (((9, 37), (3, 4), 1, (1, (2, 1))), ((6, 5), (2, 3), (1, 2), (1, 2)))
     for s in (1, (1, 2), (2, 3))
     for mode in ("zeros", "reflect", "replicate", "circular")
-]
+] + [
+    case("fwd", (9, 37), (3, 4), ic=5, oc=6, s=s, p=1, mode=mode, b=1, t=t)
+    for s in (1, 2, 3)
+    for mode in ("zeros", "reflect")
+    for t in ("f16", "bf16", "s8", "u8-s32", "s16")
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", BLOCKS + SPACINGS)
@@ -90,7 +104,8 @@ LAYOUTS = {
     "images backwards": lambda a: with_steps(a, (-1, -1, 3, 1)),
     "read-only": read_only,
 }
-STRIDED = [case("fwd", (10, 51), (3, 3), mb=2, ic=25, oc=11, s=s, p=1, b=1) for s in (1, 2)]
+STRIDED = [case("fwd", (10, 51), (3, 3), mb=2, ic=25, oc=11, s=s, p=1, b=1, t=t) for s in (1, 2) for t in ("f32", "f16", "bf16")]
+INTEGERS = [case("fwd", (10, 51), (3, 3), mb=2, ic=25, oc=11, s=s, p=1, b=1, t=t) for s in (1, 2) for t in ("s8", "s16-s32", "s32")]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -108,11 +123,26 @@ def test_layouts_of_the_result_do_not_change_a_bit(text: str, layout: str) -> No
     p = Problem.parse(text)
     x, w, b = normal_arrays(p)
     expected = call(p, x, w, b, algorithm="implicit_gemm")
-    out = LAYOUTS[layout](np.full_like(expected, np.nan))
+    check_strided_result(p, x, w, b, expected, LAYOUTS[layout], np.nan)
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "read-only"])
+@pytest.mark.parametrize("text", INTEGERS)
+def test_layouts_of_integers(text: str, layout: str) -> None:
+    p = Problem.parse(text)
+    x, w, b = integer_arrays(p)
+    expected = reference.convolve(p, x, w, b)
+    assert_same(call(p, LAYOUTS[layout](x), LAYOUTS[layout](w), b, algorithm="implicit_gemm"), expected)
+    check_strided_result(p, x, w, b, expected, LAYOUTS[layout], 0x5A)
+
+
+def check_strided_result(p, x, w, b, expected, layout, poison) -> None:  # type: ignore[no-untyped-def]
+    """The same bits in an ``out`` of another layout, and nothing written between its cells."""
+    out = layout(np.full_like(expected, poison))
     untouched = around(out).copy()
     call(p, x, w, b, algorithm="implicit_gemm", out=out)
     assert out.tobytes() == expected.tobytes()
-    out[...] = np.nan
+    out[...] = poison
     assert around(out).tobytes() == untouched.tobytes(), "cells between those of out were written"
 
 
@@ -136,6 +166,9 @@ BITS = [
     case("fwd", (12, 31), (3, 3), mb=5, ic=30, oc=20, p=1, b=1),
     case("fwd", (12, 31), (3, 3), mb=5, ic=60, oc=20, g=2, p=2, d=2, s=2),
     case("igrad", (6, 31), (3, 3), mb=5, ic=20, oc=60, s=2, b=1, t="f64"),
+    case("fwd", (12, 31), (3, 3), mb=5, ic=30, oc=20, p=1, b=1, t="f16"),
+    case("fwd", (40, 31), (3, 3), mb=5, ic=61, oc=20, p=1, t="bf16"),
+    case("igrad", (6, 31), (3, 3), mb=5, ic=20, oc=60, s=2, b=1, t="f16"),
 ]
 
 
@@ -173,15 +206,62 @@ def test_one_infinite_weight_shows_at_the_border_alone() -> None:
     assert np.isfinite(np.delete(y, 4, axis=1)).all()
 
 
+# ---- integers and halves -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("t, low, high", [("s8", -128, -128), ("u8", 255, 255), ("s16", -(2**15), -(2**15)), ("s16", -(2**15), 2**15 - 1)])
+@pytest.mark.parametrize("out", ["", "-s32"])
+def test_integers_wrap_at_their_extremes(t: str, low: int, high: int, out: str) -> None:
+    """All cells and all weights extreme: a pair of products is 2**31 at -2**15, the one sum that the instruction itself wraps."""
+    p = Problem.parse(case("fwd", (5, 20), (3, 3), ic=301, oc=9, p=1, t=t + out))
+    x, w, _ = integer_arrays(p)
+    x[...], w[...] = low, high
+    assert_same(call(p, x, w, None, algorithm="implicit_gemm"), reference.convolve(p, x, w))
+
+
+@pytest.mark.parametrize("t", ["s8", "u8", "s16", "s16-s32", "s32", "s64"])
+def test_long_sums_of_integers_wrap(t: str) -> None:
+    check_exact(Problem.parse(case("fwd", (4, 9), (3, 3), ic=1999, oc=3, p=1, b=1, t=t)), "implicit_gemm")
+
+
+@pytest.mark.parametrize("t, cell", [("f16", 1 / 16), ("bf16", 1 / 2)])
+def test_halves_are_rounded_once(t: str, cell: float) -> None:
+    """A K block adds less than half a unit in the last place of the bias, 2**15: all would be lost, were sums rounded in between."""
+    p = Problem.parse(case("fwd", (30,), (1,), ic=5 * DEPTH, oc=3, b=1, t=t))
+    x, w, b = (np.ones_like(a) for a in integer_arrays(p))
+    x[...], b[:] = cell, 2.0**15
+    assert_same(call(p, x, w, b, algorithm="implicit_gemm"), reference.convolve(p, x, w, b))
+    assert float(call(p, x, w, b, algorithm="implicit_gemm")[0, 0, 0]) > 2.0**15
+
+
+@pytest.mark.parametrize("t", ["f16", "bf16"])
+def test_every_half_converts(t: str) -> None:
+    """All 65,536 bit patterns through a kernel of one weight, 1: widened, rounded back."""
+    p = Problem.parse(case("fwd", (2**16,), (1,), ic=1, oc=1, t=t))
+    _, w, _ = integer_arrays(p)
+    x = np.arange(2**16, dtype=np.uint16).view(w.dtype).reshape(1, 1, -1)
+    with np.errstate(invalid="ignore"):
+        assert_same(call(p, x, np.ones_like(w), None, algorithm="implicit_gemm"), x)
+
+
+@pytest.mark.parametrize("t", ["f16", "bf16"])
+def test_halves_round_to_nearest_even(t: str) -> None:
+    """Sums halfway between two halves, just beside it, subnormal and beyond the largest; the reference rounds float64 once."""
+    p = Problem.parse(case("fwd", (4000,), (1,), ic=2, oc=1, t=t))
+    x, w, _ = integer_arrays(p)
+    rng = np.random.default_rng(1)
+    largest = np.ldexp(rng.integers(1, 256, x.shape[2]), rng.integers(-30, 9, x.shape[2])).astype(x.dtype)
+    x[0, 0], x[0, 1], w[...] = largest, np.ldexp(largest.astype(np.float64), rng.integers(-13, -6, x.shape[2])).astype(x.dtype), 1
+    assert_same(call(p, x, w, None, algorithm="implicit_gemm"), reference.convolve(p, x, w))
+
+
 # ---- what it says about itself -----------------------------------------------------------------------------------------
-@pytest.mark.parametrize("text", [*BLOCKS[:7], *SPACINGS[:3], BLOCKS[-1]])
+@pytest.mark.parametrize("text", [*BLOCKS[:7], *SPACINGS[:3], *BLOCKS[-16:]])
 def test_sizes_are_as_stated(text: str) -> None:
     p = Problem.parse(text)
     _, w, b = integer_arrays(p)
     axes = (slice(None), slice(None)) + (None,) * (3 - p.rank)
     setup = ImplicitGemm().setup(p)
     assert sum(part.nbytes for part in setup.pack(w[axes], b)) == setup.packed_bytes
-    result = p.result_channels * int(np.prod(p.result_size)) * np.dtype(p.dtype).itemsize
+    result = p.result_channels * int(np.prod(p.result_size)) * dtype_of(p.out_dtype).itemsize
     assert 0 < setup.workspace < threads.most_threads() * (4 << 20) + result
 
 
@@ -198,8 +278,7 @@ def test_blocking_covers_everything(channels: int, kernel: int) -> None:
 
 
 REASONS = {
-    case("fwd", (9,), (3,), t="f16"): "float16",
-    case("fwd", (9,), (3,), t="s32"): "int32",
+    case("fwd", (9,), (3,), t="c128"): "complex128",
     case("igrad", (9,), (3,), t="c64"): "complex64",
     case("igrad", (20, 20), (3, 3), s=MOST_PARTS): "convolutions",
 }
@@ -235,21 +314,25 @@ def test_axes_are_merged_where_memory_allows() -> None:
 
 def test_targets() -> None:
     avx512 = frozenset({"avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"})
-    assert _from_features(avx512, "x86_64") == Target(vector_bytes=64, registers=32, fma=True)
-    assert _from_features(frozenset({"avx2", "fma"}), "x86_64") == Target(vector_bytes=32, registers=16, fma=True)
-    assert _from_features(frozenset({"sse4.2"}), "x86_64") == Target(vector_bytes=16, registers=16, fma=False)
-    assert _from_features(frozenset({"neon"}), "aarch64") == Target(vector_bytes=16, registers=32, fma=True)
+    pairs = "llvm.x86.avx512.pmaddw.d.512", "llvm.x86.avx2.pmadd.wd", "llvm.x86.sse2.pmadd.wd"
+    assert _from_features(avx512, "x86_64") == Target(64, 32, fma=True, float16=True, pairs_instruction=pairs[0])
+    assert _from_features(avx512 | {"avx512vnni"}, "x86_64").fused_pairs
+    assert _from_features(frozenset({"avx2", "fma"}), "x86_64") == Target(32, 16, fma=True, float16=False, pairs_instruction=pairs[1])
+    assert _from_features(frozenset({"avx2", "f16c"}), "x86_64") == Target(32, 16, fma=False, float16=True, pairs_instruction=pairs[1])
+    assert _from_features(frozenset({"sse4.2"}), "x86_64") == Target(16, 16, fma=False, float16=False, pairs_instruction=pairs[2])
+    assert _from_features(frozenset({"neon"}), "aarch64") == Target(16, 32, fma=True, float16=True)
     for found in (avx512, frozenset({"avx2"}), frozenset()):
         t = _from_features(found, "x86_64")
         assert t.tile_rows * t.tile_vectors + t.tile_vectors + 1 <= t.registers
 
 
-@pytest.mark.parametrize("features", ["+avx2,+fma", "+sse4.2"])
+@pytest.mark.parametrize("features", ["+avx2,+fma,+f16c", "+avx2,+fma", "+sse4.2"])
 def test_other_instruction_sets(python, tmp_path, features: str) -> None:  # type: ignore[no-untyped-def]
     """The same code with other vectors and tiles, on a processor that has them."""
     if not {name[1:] for name in features.split(",")} <= host_features():
         pytest.skip(f"this processor lacks one of {features}")
     python("""
+        import os
         from numbaconv import Problem
         from tests.cases import case
         from tests.checks import check_exact
@@ -259,7 +342,8 @@ def test_other_instruction_sets(python, tmp_path, features: str) -> None:  # typ
             case("fwd", (9, 13), (2, 3), ic=3, oc=7, s=3, p=1),
             case("igrad", (5, 6), (3, 3), ic=3, oc=9, s=2, op=1),
         ):
-            check_exact(Problem.parse(problem), "implicit_gemm")
+            for dtype in ("f32", "f16", "bf16", "s8", "s32")[: 5 if "f16c" in os.environ["NUMBA_CPU_FEATURES"] else 1]:
+                check_exact(Problem.parse(problem.replace("f32", dtype)), "implicit_gemm")
     """, NUMBA_CPU_FEATURES=features, NUMBA_CACHE_DIR=str(tmp_path))  # fmt: skip
 
 

@@ -1,0 +1,110 @@
+"""Elements that kernels load, sum up and store: conversions between vectors of them, and a name for those that Numba lacks.
+
+Sums are made in float32, float64, int32 or int64.  float16 and bfloat16 widen to float32 on the way into a panel.  Integers of 8 and
+16 bits go into panels in *pairs* of int16 (two channels) in one 32-bit element, and a multiply-add makes the sum of two pairs' products:
+exact modulo 2**32, and so modulo 2**16 and 2**8.  Arrays of pairs, and of their sums, are uint32, a dtype that no problem has.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from ..arrays import ELEMENTS, NARROW_INTEGERS, AnyArray
+from .simd import I32, Vectors, data_pointer, int64
+
+PAIRS = np.dtype(np.uint32)
+
+
+@functools.cache
+def like(dtype: str) -> AnyArray:
+    """An empty array whose type tells kernels the named dtype: a record of one field, as float16 and bfloat16 are both stored in uint16."""
+    return np.empty(0, [(dtype, ELEMENTS[dtype].storage)])
+
+
+def channels_a_product(dtype: str) -> int:
+    """How many source channels one product of sums over the named dtype takes: 2 where they go in pairs."""
+    return 2 if dtype in NARROW_INTEGERS else 1
+
+
+def converted(value: Any, source: Vectors, target: Vectors) -> Any:
+    """A vector of ``source``'s elements as one of ``target``'s: floats rounded to nearest even, integers extended or truncated."""
+    b = source.builder
+    if source.name == target.name:
+        return value
+    if source.name == "float16":
+        return b.fpext(b.bitcast(value, ir.VectorType(ir.HalfType(), source.lanes)), target.vector)
+    if target.name == "float16":
+        return b.bitcast(b.fptrunc(value, ir.VectorType(ir.HalfType(), target.lanes)), target.vector)
+    if source.name == "bfloat16":
+        return b.bitcast(b.shl(b.zext(value, _integers(target)), _constant(target, 16)), target.vector)
+    if target.name == "bfloat16":
+        return _bfloat16(value, source, target)
+    if source.bits < target.bits:
+        return (b.zext if source.name.startswith("u") else b.sext)(value, target.vector)
+    return value if source.bits == target.bits else b.trunc(value, target.vector)
+
+
+def _bfloat16(value: Any, source: Vectors, target: Vectors) -> Any:
+    """In integer arithmetic: the instruction of AVX-512 BF16 takes subnormal numbers for zero."""
+    b = source.builder
+    bits = b.bitcast(value, _integers(source))
+    high = b.lshr(bits, _constant(source, 16))
+    odd = b.and_(high, _constant(source, 1))
+    rounded = b.lshr(b.add(b.add(bits, _constant(source, 0x7FFF)), odd), _constant(source, 16))
+    quiet = b.or_(high, _constant(source, 0x40))
+    return b.trunc(b.select(b.fcmp_unordered("uno", value, value), quiet, rounded), target.vector)
+
+
+def paired(low: Any, high: Any, there: Any, source: Vectors, target: Vectors) -> Any:
+    """Vectors of two channels as pairs; the second channel counts as zero where the LLVM bit ``there`` is clear."""
+    b = source.builder
+    low, high = converted(low, source, target), converted(high, source, target)
+    kept = target.splat(b.select(there, ir.Constant(I32, -65536), ir.Constant(I32, 0)))
+    return b.or_(b.and_(low, _constant(target, 0xFFFF)), b.and_(b.shl(high, _constant(target, 16)), kept))
+
+
+def _integers(v: Vectors) -> Any:
+    return ir.VectorType(ir.IntType(v.bits), v.lanes)
+
+
+def _constant(v: Vectors, value: int) -> Any:
+    return ir.Constant(_integers(v), [value] * v.lanes)
+
+
+# ---- results -----------------------------------------------------------------------------------------------------------
+@intrinsic
+def store_sums(typingctx, sums, position, count, address, step, like):  # type: ignore[no-untyped-def]
+    """Convert sums[position : position + count] to the elements of the array ``like`` and write them ``step`` elements apart.
+
+    sums : one-dimensional contiguous array; a vector less one element beyond ``count`` is read too.
+    address : int64 byte address of the first element written.
+    """
+    n = types.int64
+    return types.void(sums, n, n, n, n, like), _emit_store
+
+
+def _emit_store(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    b, (sums, position, count, address, step, _) = builder, arguments
+    source = Vectors(b, signature.args[0].dtype)
+    target = Vectors(b, signature.args[5].dtype, source.lanes)
+    start, end = b.gep(data_pointer(context, b, signature.args[0], sums), [position]), target.pointer(address)
+    vectors = b.sdiv(b.add(count, int64(source.lanes - 1)), int64(source.lanes))
+    with cgutils.for_range(b, vectors) as loop:
+        done = b.mul(loop.index, int64(source.lanes))
+        left, place = b.sub(count, done), target.at(end, b.mul(done, step))
+        value = converted(source.load(source.at(start, done)), source, target)
+        with b.if_else(b.icmp_signed("==", step, int64(1))) as (side_by_side, apart):
+            with side_by_side, b.if_else(b.icmp_signed(">=", left, int64(source.lanes)), likely=True) as (whole, some):
+                with whole:
+                    target.store(value, place)
+                with some:
+                    target.masked_store(value, place, target.first(left))
+            with apart:
+                target.scatter(value, place, b.mul(target.iota, target.splat(step)), target.first(left))
+    return context.get_dummy_value()
