@@ -21,7 +21,6 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import prange
 from numba.core import config
 from numpy.typing import NDArray
 
@@ -37,9 +36,10 @@ from .elements import PAIRS, channels_a_product, like, store_sums
 from .gemm import TILE_ROWS, TILE_VECTORS, multiply_tile
 from .layouts import Layouts
 from .pack import fill_tables, pack_panel
-from .simd import address_of, lanes_of, load_element
+from .pack_weight import pack_weight
+from .simd import address_of, lanes_of
 from .target import target
-from .threads import launch, most_threads, next_task, team_size
+from .threads import most_threads, next_task, share, team_size
 
 DEPTH = 192  # products of one K block: a panel then stays in the first-level cache
 PANELS_A_TASK = 8  # about; while they pass, one K block of the weight stays in the second-level cache
@@ -112,12 +112,6 @@ def _worker(geometry, shifts, weight, bias, source_like, result_like, counter): 
             _unstage(g, staged, stage, first_row * TILE_ROWS, min(last_row * TILE_ROWS, g[FILTERS]), result, first, last, result_like)
 
 
-@kernel(parallel=True)
-def _team(threads, geometry, shifts, weight, bias, source_like, result_like, counter):  # type: ignore[no-untyped-def]
-    for _ in prange(threads):
-        _worker(geometry, shifts, weight, bias, source_like, result_like, counter)
-
-
 @kernel(forceinline=True)
 def _multiply_panel(g, weight, bias, group, k, first_row, last_row, into, number, panel, runs, run_count):  # type: ignore[no-untyped-def]
     """Row blocks [first_row, last_row) of a group's weight, from product ``k`` on, times a panel, into the result or the staged copy.
@@ -159,28 +153,6 @@ def _unstage_panel(g, staged, start, first_row, last_row, result, number, like):
         done, w, h = done + length, 0, h + 1
         if h == deep:
             h, d = 0, d + 1
-
-
-@kernel()
-def _pack_weight(numbers, taps, packed, at):  # type: ignore[no-untyped-def]
-    """Write one part's weight as (groups, row blocks, K, TILE_ROWS, together) from packed[at] on: K in the order of the panels.
-
-    numbers : int64 array: byte address, strides (elements) of a group, a filter and a channel, groups, filters, channels, the
-        channels of a K block and those of one product (together); taps : int64 offsets of the part's taps.
-    packed : array of the weight's dtype, full of zeros, where missing rows and channels stay.
-    """
-    address, of_group, of_filter, of_channel, groups, filters, channels, at_once, together = numbers
-    for group in range(groups):
-        for row in range(0, filters, TILE_ROWS):
-            rows = min(TILE_ROWS, filters - row)
-            for first in range(0, channels, at_once):
-                for tap in taps:
-                    for channel in range(first, min(first + at_once, channels), together):
-                        for i in range(min(together, channels - channel)):
-                            start = address + (group * of_group + row * of_filter + (channel + i) * of_channel + tap) * packed.itemsize
-                            for r in range(rows):
-                                packed[at + r * together + i] = load_element(start + r * of_filter * packed.itemsize, packed)
-                        at += TILE_ROWS * together
 
 
 # ---- the algorithm -----------------------------------------------------------------------------------------------------
@@ -352,7 +324,7 @@ class ImplicitGemmSetup:
         for part, start in zip(self.parts, self.weight_starts):
             at_once, _ = blocking(self.channels, tap_count(part), self.together)
             offsets = [sum(k * step for k, step in zip(tap, steps[2:])) for tap in itertools.product(*(axis.taps for axis in part))]
-            _pack_weight(np.array([*numbers, at_once, self.together], np.int64), np.array(offsets, np.int64), packed, start * self.together)
+            pack_weight(np.array([*numbers, at_once, self.together], np.int64), np.array(offsets, np.int64), packed, start * self.together)
         padded = np.zeros((p.groups, self.row_blocks * TILE_ROWS), ELEMENTS[p.dtype].accumulator)
         if bias is not None:
             padded[:, : self.filters] = bias.reshape(p.groups, -1)
@@ -371,7 +343,7 @@ class ImplicitGemmSetup:
             blocks = int(g[TASKS])
             g[SPLITS] = 1 if threads == 1 else min(self.row_blocks, -(-4 * threads // blocks))
             g[TASKS] = blocks * g[SPLITS]
-            launch(_worker, _team, (g, placed.shifts, weight, bias, *likes), int(g[TASKS]), seconds)
+            share(_worker, (g, placed.shifts, weight, bias, *likes), int(g[TASKS]), seconds)
 
     @cached_property
     def _layouts(self) -> Layouts[list[Placed]]:
