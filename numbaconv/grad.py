@@ -18,7 +18,7 @@ import numpy as np
 
 from .arguments import integer, shown_shape
 from .arrays import ELEMENTS, AnyArray, check_array, check_same_dtype, name_of
-from .choose import choose
+from .choose import decide
 from .plans import execute, execute_weight_grad
 from .problem import Problem, forward_problem, transposed_problem
 
@@ -184,12 +184,10 @@ def _input(
 ) -> AnyArray:
     w, g = _pair("weight", weight, grad_output)
     size = _size("input_size", input_size)
-    forward = forward_problem(
-        rank, size, w.shape, None, stride, padding, dilation, groups, padding_mode=padding_mode, dtype=name_of(w)
-    )  # fmt: skip
-    _check_shape("grad_output", g, forward.result_shape, len(size) == rank + 2)
-    problem = _exact(forward, "input_grad")
-    return execute(problem, choose(problem), g, w, None, out, gradient=True)
+    given, options = (rank, "input_grad", name_of(w), size, w.shape), (stride, padding, dilation, groups, padding_mode)
+    problem, choice = decide(_forward, given, options, None, "auto")
+    _check_output("grad_output", g, problem.source_shape, len(size) == rank + 2)
+    return execute(problem, choice, g, w, None, out, gradient=True)
 
 
 def _weight(
@@ -205,12 +203,10 @@ def _weight(
     out: Any,
 ) -> AnyArray:
     x, g = _pair("input", input, grad_output)
-    forward = forward_problem(
-        rank, x.shape, _size("weight_size", weight_size), None, stride, padding, dilation, groups,
-        padding_mode=padding_mode, dtype=name_of(x),
-    )  # fmt: skip
-    _check_shape("grad_output", g, forward.result_shape, x.ndim == rank + 2)
-    return execute_weight_grad(_exact(forward, "weight_grad"), x, g, out)
+    given = (rank, "weight_grad", name_of(x), x.shape, _size("weight_size", weight_size))
+    problem, choice = decide(_forward, given, (stride, padding, dilation, groups, padding_mode), None, "auto")
+    _check_output("grad_output", g, (problem.batch, problem.out_channels, *problem.out_size[3 - rank :]), x.ndim == rank + 2)
+    return execute_weight_grad(problem, choice, x, g, out)
 
 
 def _transpose_input(
@@ -227,10 +223,10 @@ def _transpose_input(
 ) -> AnyArray:
     w, g = _pair("weight", weight, grad_output)
     size = _size("input_size", input_size)
-    transposed = transposed_problem(rank, size, w.shape, None, stride, padding, output_padding, groups, dilation, dtype=name_of(w))
-    _check_shape("grad_output", g, transposed.result_shape, len(size) == rank + 2)
-    problem = replace(transposed, direction="forward")
-    return execute(problem, choose(problem), g, w, None, out, gradient=True)
+    given, options = (rank, "forward", name_of(w), size, w.shape), (stride, padding, output_padding, groups, dilation)
+    problem, choice = decide(_transposed, given, options, None, "auto")
+    _check_output("grad_output", g, problem.source_shape, len(size) == rank + 2)
+    return execute(problem, choice, g, w, None, out, gradient=True)
 
 
 def _transpose_weight(
@@ -246,22 +242,38 @@ def _transpose_weight(
     out: Any,
 ) -> AnyArray:
     x, g = _pair("input", input, grad_output)
-    transposed = transposed_problem(
-        rank, x.shape, _size("weight_size", weight_size), None, stride, padding, output_padding, groups, dilation, dtype=name_of(x)
-    )  # fmt: skip
-    _check_shape("grad_output", g, transposed.result_shape, x.ndim == rank + 2)
-    result = execute_weight_grad(replace(transposed, direction="weight_grad"), g, x, out, ("grad_output", "input"))
+    given = (rank, "weight_grad", name_of(x), x.shape, _size("weight_size", weight_size))
+    problem, choice = decide(_transposed, given, (stride, padding, output_padding, groups, dilation), None, "auto")
+    _check_output("grad_output", g, problem.source_shape, x.ndim == rank + 2)
+    result = execute_weight_grad(problem, choice, g, x, out, ("grad_output", "input"))
     # The kernel conjugates what the forward convolution reads, which here is the output gradient.
     return np.conjugate(result, out=result) if result.dtype.kind == "c" else result
 
 
-def _exact(forward: Problem, direction: Any) -> Problem:
-    """The problem of a gradient, with the input cells that no tap reaches as output padding."""
+def _forward(
+    rank: int,
+    direction: Any,
+    dtype: str,
+    input: Any,
+    weight: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    mode: Any,
+) -> Problem:
+    """The problem of a convolution's gradient, with the input cells that no tap reaches as output padding."""
+    forward = forward_problem(rank, input, weight, None, stride, padding, dilation, groups, padding_mode=mode, dtype=dtype)
     beyond = [
         (i + lo + hi - d * (k - 1) - 1) % s
         for i, (lo, hi), d, k, s in zip(forward.in_size, forward.padding, forward.dilation, forward.kernel, forward.stride)
     ]
     return replace(forward, direction=direction, output_padding=(beyond[0], beyond[1], beyond[2]))
+
+
+def _transposed(rank: int, direction: Any, dtype: str, input: Any, weight: Any, *geometry: Any) -> Problem:
+    """The problem of a transposed convolution's gradient."""
+    return replace(transposed_problem(rank, input, weight, None, *geometry, dtype=dtype), direction=direction)
 
 
 def _pair(name: str, value: Any, grad_output: Any) -> tuple[AnyArray, AnyArray]:
@@ -276,7 +288,7 @@ def _size(name: str, value: Any) -> tuple[int, ...]:
     return tuple(integer(f"{name}[{i}]", n, 0) for i, n in enumerate(value))
 
 
-def _check_shape(name: str, array: AnyArray, batched: tuple[int, ...], is_batched: bool) -> None:
+def _check_output(name: str, array: AnyArray, batched: tuple[int, ...], is_batched: bool) -> None:
     expected = batched if is_batched else batched[1:]
     if array.shape != expected:
         raise ValueError(f"{name} must have the convolution's output shape {shown_shape(expected)}, got {shown_shape(array.shape)}")

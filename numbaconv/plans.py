@@ -57,10 +57,14 @@ def execute(
 
 
 def execute_weight_grad(
-    problem: Problem, input: AnyArray, grad_output: AnyArray, out: Any = None, names: tuple[str, str] = ("input", "grad_output")
+    problem: Problem,
+    choice: Choice,
+    input: AnyArray,
+    grad_output: AnyArray,
+    out: Any = None,
+    names: tuple[str, str] = ("input", "grad_output"),
 ) -> AnyArray:
     """The gradient with respect to the weight; ``input`` is what the forward convolution reads, ``names`` the caller's of the two."""
-    choice = choose(problem)
     arguments = dict(zip(names, (input, grad_output)))
     result = _result(problem.result_shape, problem, input, out, arguments, choice.memory)
     if result.size:

@@ -19,7 +19,6 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import prange
 from numba.core import config
 from numpy.typing import NDArray
 
@@ -30,10 +29,11 @@ from ..padding import PADDING
 from ..problem import Problem, Triple
 from .compile import kernel
 from .gemm import TILE_ROWS, TILE_VECTORS
+from .layouts import Layouts
 from .rows import axis_segments, index_of
 from .simd import address_of, borrowed, lanes_of, load_element, store_element
 from .target import target
-from .threads import launch, most_threads, next_task
+from .threads import most_threads, next_task, share
 from .weight_tiles import DOT_TILES, add_channel_tile, copy_lines, dot_tile, store_row, transpose
 
 CHANNEL_PIXELS = 256  # output pixels of a strip whose lanes are channels: its panel stays in the first-level cache
@@ -123,9 +123,9 @@ def _aligned(size, like):  # type: ignore[no-untyped-def]
 @kernel()
 def _sum_block(g, task, segments, places, work, totals):  # type: ignore[no-untyped-def]
     """Sum a task's block of dW over its share of the strips, and write it where it is the only share."""
-    share, block = task % g[SHARES], task // g[SHARES]
+    number, block = task % g[SHARES], task // g[SHARES]
     strips = g[IMAGES] * g[STRIPS] * g[STRIPS + 1] * g[STRIPS + 2]
-    first, last = strips * share // g[SHARES], strips * (share + 1) // g[SHARES]
+    first, last = strips * number // g[SHARES], strips * (number + 1) // g[SHARES]
     _place_cells(g, block, places, work.cells)
     at_once = g[SHARES] == 1 and 0 < last - first <= RUN and g[RESULT_TAP] != 0 and g[KIND] == CHANNEL_LANES
     if first == last:
@@ -143,12 +143,6 @@ def _sum_block(g, task, segments, places, work, totals):  # type: ignore[no-unty
         _store_block(g, block, work.sums)
 
 
-@kernel(parallel=True)
-def _team(threads, geometry, segments, places, partial, counter):  # type: ignore[no-untyped-def]
-    for _ in prange(threads):
-        _worker(geometry, segments, places, partial, counter)
-
-
 @kernel()
 def _add_shares(geometry, partial, counter):  # type: ignore[no-untyped-def]
     """Worker: each task adds up the shares of one block, in order, and writes it to dW."""
@@ -160,15 +154,9 @@ def _add_shares(geometry, partial, counter):  # type: ignore[no-untyped-def]
             break
         start = block * g[SHARES] * size
         sums = partial[start : start + size]
-        for share in range(1, g[SHARES]):
-            sums += partial[start + share * size : start + (share + 1) * size]
+        for i in range(1, g[SHARES]):
+            sums += partial[start + i * size : start + (i + 1) * size]
         _store_block(borrowed(geometry), block, borrowed(sums))
-
-
-@kernel(parallel=True)
-def _add_shares_team(threads, geometry, partial, counter):  # type: ignore[no-untyped-def]
-    for _ in prange(threads):
-        _add_shares(geometry, partial, counter)
 
 
 @kernel()
@@ -632,32 +620,36 @@ class WeightGemmSetup:
         (grad,) = packed
         if self.swaps:
             source, grad, result = grad, source, result.swapaxes(0, 1)
-        fixed, segments, places = self._tables
-        g = fixed.copy()
-        self._place(g, source, grad, result)
-        seconds = self.seconds * len(source)
-        strips = len(source) * math.prod(self.blocking.strips)
-        shares = max(1, min(self._shares, int(seconds / TASK_SECONDS) // self.blocks, strips))
-        g[IMAGES], g[SHARES] = len(source), shares
-        partial = np.empty(int(shares * g[BLOCKS] * g[GROUP_BLOCK] * g[GROUP_SUMS]) if shares > 1 else 0, source.dtype)
-        launch(_worker, _team, (g, segments, places, partial), self.blocks * shares, seconds)
-        if shares > 1:
-            launch(_add_shares, _add_shares_team, (g, partial), self.blocks, partial.nbytes / BYTES_A_SECOND)
-
-    def _place(self, g: NDArray[np.int64], source: AnyArray, grad: AnyArray, result: AnyArray) -> None:
-        """Fill in the fields of the three layouts."""
-        p, b, item = self.cut, self.blocking, source.itemsize
-        steps = {}
+        g = self._layouts(source, result, grad.strides).copy()
         for field, array in ((SOURCE, source), (GRAD, grad), (RESULT, result)):
-            steps[field] = [step // item for step in array.strides]
             g[field] = array.__array_interface__["data"][0]
-            g[field + 1 : field + 6] = steps[field]
-        (_, _, d, h, w), (_, height, width) = steps[GRAD], p.out_size
+        _, segments, places = self._tables
+        shares, seconds = int(g[SHARES]), self.seconds * len(source)
+        partial = np.empty(int(shares * g[BLOCKS] * g[GROUP_BLOCK] * g[GROUP_SUMS]) if shares > 1 else 0, source.dtype)
+        share(_worker, (g, segments, places, partial), self.blocks * shares, seconds)
+        if shares > 1:
+            share(_add_shares, (g, partial), self.blocks, partial.nbytes / BYTES_A_SECOND)
+
+    @cached_property
+    def _layouts(self) -> Layouts[NDArray[np.int64]]:
+        return Layouts(self._place)
+
+    def _place(self, source: AnyArray, result: AnyArray, grad_strides: tuple[int, ...]) -> NDArray[np.int64]:
+        """The geometry for arrays of these layouts, without their addresses."""
+        p, b, item = self.cut, self.blocking, source.itemsize
+        g = self._tables[0].copy()
+        for field, strides in ((SOURCE, source.strides), (GRAD, grad_strides), (RESULT, result.strides)):
+            g[field + 1 : field + 6] = [step // item for step in strides]
+        (d, h, w), (_, height, width) = g[GRAD + 3 : GRAD + 6].tolist(), p.out_size
         unpadded = not any(map(any, p.padding))
-        g[IN_PLACE] = unpadded and (b.kind == CHANNEL_LANES or steps[SOURCE][4] * p.stride[2] == 1)
+        g[IN_PLACE] = unpadded and (b.kind == CHANNEL_LANES or g[SOURCE + 5] * p.stride[2] == 1)
         g[GRAD_IN_PLACE] = w == 1
         g[GRAD_MERGES] = b.strips[2] == 1 and (b.box[1] == 1 or h == width * w) and (b.box[0] == 1 or d == height * width * w)
-        g[RESULT_TAP] = spacing(steps[RESULT][1:], (p.in_per_group, *p.kernel))
+        g[RESULT_TAP] = spacing(g[RESULT + 2 : RESULT + 6].tolist(), (p.in_per_group, *p.kernel))
+        strips = len(source) * math.prod(b.strips)
+        g[IMAGES] = len(source)
+        g[SHARES] = max(1, min(self._shares, int(self.seconds * len(source) / TASK_SECONDS) // self.blocks, strips))
+        return g
 
 
 def spacing(steps: list[int], sizes: tuple[int, ...]) -> int:
