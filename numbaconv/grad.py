@@ -262,13 +262,9 @@ def _forward(
     groups: Any,
     mode: Any,
 ) -> Problem:
-    """The problem of a convolution's gradient, with the input cells that no tap reaches as output padding."""
+    """The problem of a convolution's gradient."""
     forward = forward_problem(rank, input, weight, None, stride, padding, dilation, groups, padding_mode=mode, dtype=dtype)
-    beyond = [
-        (i + lo + hi - d * (k - 1) - 1) % s
-        for i, (lo, hi), d, k, s in zip(forward.in_size, forward.padding, forward.dilation, forward.kernel, forward.stride)
-    ]
-    return replace(forward, direction=direction, output_padding=(beyond[0], beyond[1], beyond[2]))
+    return forward.gradient(direction)
 
 
 def _transposed(rank: int, direction: Any, dtype: str, input: Any, weight: Any, *geometry: Any) -> Problem:

@@ -122,6 +122,14 @@ class Problem:
         """The same problem for one image: what a choice of algorithm and tile may depend on."""
         return self if self.batch == 1 else replace(self, batch=1)
 
+    def gradient(self, direction: Direction) -> Problem:
+        """The gradient of this forward convolution, with the input cells that no tap reaches as output padding."""
+        beyond = [
+            (i + lo + hi - d * (k - 1) - 1) % s
+            for i, (lo, hi), d, k, s in zip(self.in_size, self.padding, self.dilation, self.kernel, self.stride)
+        ]
+        return replace(self, direction=direction, output_padding=_triple(beyond), bias=False)
+
     # ---- text form -----------------------------------------------------------------------------------------------
     def __str__(self) -> str:
         return grammar.write(self)

@@ -9,20 +9,21 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from numbaconv import Problem, reference
 from numbaconv.__main__ import main
-from numbaconv.bench import choice, timing
+from numbaconv.bench import choice, gradients, timing
 from numbaconv.bench.chart import draw_chart
 from numbaconv.bench.contenders import OURS, PEERS, Contender, Prepared, Task, find_peers
 from numbaconv.bench.layers import LAYERS, Layer, find_layers, random_layers
 from numbaconv.bench.measure import Row, WrongAnswer, bench_layer, check
 from numbaconv.bench.peak import peak_call
-from numbaconv.bench.report import Result, geometric_mean, markdown, read_csv, results, summary, write_csv
-from numbaconv.sample import draw_sample
+from numbaconv.bench.report import Kind, Result, geometric_mean, markdown, read_csv, results, summary, write_csv
+from numbaconv.sample import draw_sample, draw_weight_sample
 
 from .cases import case
 
@@ -53,6 +54,8 @@ def test_find_layers() -> None:
     assert [layer.name for layer in find_layers(["unet3d", "img_3x3_2048"])] == ["unet3d_3_32_64_64c", "unet3d_3_64_64_32c", "img_3x3_2048"]
     assert [layer.name for layer in find_layers(["r50_3x3_64_56"])] == ["r50_3x3_64_56"], "a whole name is that layer alone"
     assert find_layers([TINY[0]], dtype="float64")[0].problem.dtype == "float64"
+    assert str(find_layers([TINY[0]], direction="input_grad")[0].problem) == TINY[0].replace("fwd", "igrad").replace("_b1", "_b0_op0x0")
+    assert len(find_layers(direction="weight_grad")) == 35, "nobody trains the filters of images"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "complex64", "int8", "uint8"])
@@ -90,6 +93,39 @@ def test_sample_is_the_references(text: str) -> None:
     for wrong in (answer[:, ::-1], answer + answer.dtype.type(1), answer[..., :-1], other, answer * np.float32(np.nan)):
         with pytest.raises(WrongAnswer):
             check(p, wrong, sample, exact)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TINY[0],
+        case("fwd", (19,), (3,), p=3, d=4, s=2, ic=4, oc=6, g=2, mb=3),
+        case("fwd", (5, 6, 7), (3, 1, 2), p=((1, 0), 0, 2), d=(1, 3, 2), s=(2, 1, 3), mb=2, t="f64"),
+        case("fwd", (8, 9), (3, 2), p=1, ic=3, oc=4, t="c64"),
+    ],
+)
+def test_samples_of_gradients_are_the_references(text: str) -> None:
+    layer = Layer("", Problem.parse(text).gradient("input_grad"))
+    x, w, _ = layer.arrays()
+    g, p = layer.grad_output(), layer.problem
+    sample = draw_sample(p, g, 40)
+    np.testing.assert_allclose(sample.found(reference.convolve(p, g, w, rounded=False)), sample.exact(w, None), rtol=1e-13, atol=1e-13)
+    p = replace(p, direction="weight_grad")
+    pairs = draw_weight_sample(p, 4)
+    np.testing.assert_allclose(pairs.found(reference.weight_grad(p, x, g, rounded=False)), pairs.exact(x, g), rtol=1e-13, atol=1e-13)
+    assert len({tuple(pair) for pair in pairs.pairs}) == 4 and len(draw_weight_sample(p, 10_000).pairs) == p.out_channels * p.in_per_group
+
+
+@pytest.mark.parametrize("direction", ["input_grad", "weight_grad"])
+def test_gradients_are_checked_and_timed(direction: Any) -> None:
+    layers = find_layers([TINY[0], case("fwd", (20,), (3,), s=2, p=1, g=2, ic=4, oc=4)], direction=direction)
+    peers = [peer for peer in gradients.PEERS if peer.installed]
+    for layer in layers:
+        said: list[str] = []
+        rows = bench_layer(layer, [*peers, Contender("wrong", wrong, packages="numpy")], 1, 1, said.append)
+        expected = ["numbaconv", "numbaconv_out", *(peer.name for peer in peers if peer.name != "torch_cl" or layer.problem.rank > 1)]
+        assert [row.contender for row in rows] == expected and all(row.max_error < 1e-5 for row in rows)
+        assert len(said) == 1 and "wrong: WrongAnswer" in said[0]
 
 
 def wrong(task: Task) -> Prepared:
@@ -198,10 +234,10 @@ def rows() -> list[Row]:
 
 
 def test_ratios(rows: list[Row]) -> None:
-    a, b = results(rows)[1]
+    a, b = results(rows)[Kind("forward", 1)]
     assert a.best_peer is a.by_name["ort"] and a.ratio == 2.0, "ort reuses its result, and so do we beside it"
     assert (a.fresh_ratio, a.torch_ratio, b.ratio, a.ours.gflops) == pytest.approx((1.6, 3.0, 0.9, 200))
-    alone = results(rows)[2][1]
+    alone = results(rows)[Kind("forward", 2)][1]
     assert alone.best_peer is None and np.isnan(alone.ratio) and np.isnan(alone.torch_ratio)
     assert geometric_mean([1.0, 4.0, float("nan")]) == 2.0 and np.isnan(geometric_mean([]))
 
@@ -217,6 +253,15 @@ def test_markdown_and_summary(rows: list[Row]) -> None:
     assert len(tables) == 4 and all(len({line.count("|") for line in table}) == 1 for table in tables)
     lines = "\n".join(summary(rows))
     assert "1 thread: ahead on 1 of 2 layers; behind: b (0.90)" in lines and "torch, contiguous: 1.64 times our time" in lines
+
+
+def test_gradients_beside_the_forward_function(rows: list[Row]) -> None:
+    for direction, ms in (("input_grad", 12.0), ("weight_grad", 10.0)):
+        problem = str(Problem.parse(TINY[0]).gradient(direction))
+        rows += [replace(row, problem=problem) for row in rows_of("a", 1, numbaconv=ms, torch=24.0)]
+    text = markdown(rows, "")
+    assert "### 1 thread, gradient of the input" in text and "1 thread: both gradients take 2.00 times the forward function" in text
+    assert text.count("–") and summary(rows)[-1].endswith("most: a (2.00)")
 
 
 def test_csv_comes_back(rows: list[Row], tmp_path: Path) -> None:

@@ -12,16 +12,16 @@ AHEAD, BEHIND = "#2f6ea5", "#d1702f"  # told apart with every kind of colour vis
 
 
 def draw_chart(path: Path, rows: Sequence[Row]) -> None:
-    """Save a PNG with a panel for each number of threads, ratios on a logarithmic axis; needs matplotlib and a row of a peer."""
+    """Save a PNG with a panel for each kind of results, ratios on a logarithmic axis; needs matplotlib and a row of a peer."""
     from matplotlib.figure import Figure
 
-    panels = {threads: [layer for layer in layers if layer.peers] for threads, layers in results(rows).items()}
-    panels = {threads: layers for threads, layers in panels.items() if layers}
+    panels = {kind: [layer for layer in layers if layer.peers] for kind, layers in results(rows).items()}
+    panels = {kind: layers for kind, layers in panels.items() if layers}
     if not panels:
         raise ValueError("--png needs a peer to compare with, got none")
     height = 1.4 + 0.21 * max(map(len, panels.values()))
     figure = Figure(figsize=(7.5 * len(panels), height), dpi=120, layout="constrained")
-    for axes, (threads, layers) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
+    for axes, (kind, layers) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
         ratios = [layer.ratio for layer in layers]
         places = range(len(layers), 0, -1)
         axes.barh(places, [ratio - 1 for ratio in ratios], left=1, height=0.75, color=[AHEAD if r >= 1 else BEHIND for r in ratios])
@@ -40,5 +40,5 @@ def draw_chart(path: Path, rows: Sequence[Row]) -> None:
         axes.set_ylim(0.3, len(layers) + 0.7)
         axes.set_yticks(places, [layer.ours.layer for layer in layers], fontsize=7)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.set_title(f"{threads} thread{'s' * (threads > 1)}: the best peer's time over numbaconv's, mean {mean:.2f}×", fontsize=9)
+        axes.set_title(f"{kind}: the best peer's time over numbaconv's, mean {mean:.2f}×", fontsize=9)
     figure.savefig(path)

@@ -7,8 +7,9 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
+from ..problem import Direction
 from .timing import on_threads
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", type=_names, metavar="NAME[,NAME...]", help="(parts of) names, `random`, or text forms of problems")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="one for CPU time, more for time that passes (default: 1)")
     parser.add_argument("--against", type=_names, metavar="NAME[,NAME...]", help="peers (default: all that are installed)")
+    parser.add_argument(
+        "--direction", choices=get_args(Direction), default="forward", help="what is computed of each layer (default: %(default)s)"
+    )
     parser.add_argument("--dtype", metavar="NAME", help="instead of float32")
     parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N", help="turns of each contender (default: %(default)s)")
     parser.add_argument("--check-choice", action="store_true", help="time our own algorithms instead: does auto take the right one?")
@@ -45,12 +49,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from .contenders import find_peers
+    from . import gradients
+    from .contenders import PEERS, find_peers
     from .layers import find_layers
     from .measure import Row, WrongAnswer, bench_layer
     from .report import Result, describe, write_csv
 
-    layers, peers = find_layers(options.layers, options.dtype), find_peers(options.against)
+    layers = find_layers(options.layers, options.dtype, options.direction)
+    peers = find_peers(options.against, PEERS if options.direction == "forward" else gradients.PEERS)
     for peer in peers:
         if not peer.installed:
             print(f"{peer.name} is not installed and not measured: pip install {peer.packages}")

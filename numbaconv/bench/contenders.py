@@ -21,13 +21,14 @@ from ..problem import Problem
 
 
 class Task(NamedTuple):
-    """One convolution to be computed, on so many threads; ``bias`` is None without one."""
+    """One convolution or gradient to be computed, on so many threads; ``bias`` is None without one, ``grad_output`` but for gradients."""
 
     problem: Problem
     input: AnyArray
     weight: AnyArray
     bias: AnyArray | None
     threads: int
+    grad_output: AnyArray | None = None
 
     @property
     def stride(self) -> tuple[int, ...]:
@@ -108,24 +109,27 @@ def _torch(task: Task, laid_out: Callable[[Any], Any]) -> Prepared:
 
     torch.set_num_threads(task.threads)
     function = getattr(torch.nn.functional, f"conv{task.problem.rank}d")
-    x, w = (laid_out(_tensor(array)) for array in (task.input, task.weight))
-    b = None if task.bias is None else _tensor(task.bias)
+    x, w = (laid_out(to_tensor(array)) for array in (task.input, task.weight))
+    b = None if task.bias is None else to_tensor(task.bias)
     stride, padding, dilation, groups = task.stride, task.padding, task.dilation, task.problem.groups
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def call() -> Any:
         return function(x, w, b, stride, padding, dilation, groups)
 
-    def answer(result: Any) -> AnyArray:
-        result = result.contiguous()
-        if task.problem.dtype == "bfloat16":
-            return np.asarray(result.view(torch.uint16).numpy().view(dtype_named("bfloat16")))
-        return np.asarray(result.numpy())
-
-    return Prepared(call, answer)
+    return Prepared(call, from_tensor)
 
 
-def _tensor(array: AnyArray) -> Any:
+def from_tensor(result: Any) -> AnyArray:
+    import torch
+
+    result = result.contiguous()
+    if result.dtype == torch.bfloat16:
+        return np.asarray(result.view(torch.uint16).numpy().view(dtype_named("bfloat16")))
+    return np.asarray(result.numpy())
+
+
+def to_tensor(array: AnyArray) -> Any:
     import torch
 
     if array.dtype.name == "bfloat16":
@@ -297,7 +301,7 @@ class Contender:
     def version(self) -> str:
         """Names and versions of its packages."""
         versions = [f"{package} {importlib.metadata.version(package)}" for package in self.packages.split()]
-        return ", ".join([*versions, f"numbaconv {__version__}"] if self in OURS else versions)
+        return ", ".join([*versions, f"numbaconv {__version__}"] if self.name.startswith("numbaconv") else versions)
 
 
 OURS = (
@@ -317,12 +321,13 @@ PEERS = (
 )
 
 
-def find_peers(names: Sequence[str] | None = None) -> list[Contender]:
+def find_peers(names: Sequence[str] | None = None, peers: Sequence[Contender] = PEERS) -> list[Contender]:
     """Peers by name, "scipy" for both of its own; all without ``names``.  ValueError for a name that none has."""
     found: dict[str, Contender] = {}
-    for name in names or [peer.name for peer in PEERS]:
-        named = [peer for peer in PEERS if peer.name == name] or [peer for peer in PEERS if peer.modules[0] == name]
+    for name in names or [peer.name for peer in peers]:
+        named = [peer for peer in peers if peer.name == name] or [peer for peer in peers if peer.modules[0] == name]
         if not named:
-            raise ValueError(f"--against must be names out of {', '.join(peer.name for peer in PEERS)} and scipy, got {name!r}")
+            known = dict.fromkeys(name for peer in peers for name in (peer.name, peer.modules[0]))
+            raise ValueError(f"--against must be names out of {', '.join(known)}, got {name!r}")
         found.update({peer.name: peer for peer in named})
     return list(found.values())

@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from ..arrays import AnyArray, dtype_named
-from ..problem import Problem
+from ..problem import Direction, Problem
 
 T = TypeVar("T")
 
@@ -58,6 +58,9 @@ LAYERS = {
     "rgb_dw7x7_1080p": "f32_fwd_mb1g3_ic3ih1080iw1920_oc3kh7kw7_s1x1_p3:3x3:3_d1x1_zeros_b1",
     "rgb_3to3_5x5_1080p": "f32_fwd_mb1g1_ic3ih1080iw1920_oc3kh5kw5_s1x1_p2:2x2:2_d1x1_zeros_b1",
 }
+
+IMAGE_FILTERS = ("img_", "rgb_")
+"""How names of layers begin that nobody trains."""
 
 # ---- layers drawn at random --------------------------------------------------------------------------------------------------
 SEED = 20260101
@@ -123,27 +126,37 @@ class Layer:
 
     def arrays(self, seed: int = 0) -> tuple[AnyArray, AnyArray, AnyArray | None]:
         """Input, weight and bias: normally distributed and scaled so that results are about 1; whole numbers for integers."""
-        p, rng = self.problem, np.random.default_rng(seed)
+        p, rng = replace(self.problem, direction="forward"), np.random.default_rng(seed)
         x, w, b = (_values(rng, shape, p.dtype) for shape in (p.source_shape, p.weight_shape, (p.result_channels,)))
         if w.dtype.kind not in "iu":
             w = (w / math.sqrt(p.in_per_group * p.taps)).astype(w.dtype)
         return x, w, b if p.bias else None
 
+    def grad_output(self, seed: int = 1) -> AnyArray:
+        """A gradient with respect to the convolution's result, distributed like the input."""
+        p = replace(self.problem, direction="forward")
+        return _values(np.random.default_rng(seed), p.result_shape, p.dtype)
 
-def find_layers(names: Sequence[str] | None = None, dtype: str | None = None) -> list[Layer]:
-    """Layers by parts of their names, or by text forms of problems; all of ``LAYERS`` without ``names``.
 
-    dtype : replaces that of every layer.  ValueError for a name that no layer has, and for problems that the peers have not.
+def find_layers(names: Sequence[str] | None = None, dtype: str | None = None, direction: Direction = "forward") -> list[Layer]:
+    """Layers by parts of their names, or by text forms of forward problems; all of ``LAYERS`` without ``names``.
+
+    dtype : replaces that of every layer; direction : what is computed of every layer, of gradients by default of those that are trained.
+    ValueError for a name that no layer has, and for problems that the peers have not.
     """
     texts = dict(_found(names)) if names else LAYERS
+    if not names and direction != "forward":
+        texts = {name: text for name, text in texts.items() if not name.startswith(IMAGE_FILTERS)}
     layers = [Layer(name, Problem.parse(text)) for name, text in texts.items()]
     for layer in layers:
         p = layer.problem
         if p.direction != "forward" or p.padding_mode != "zeros" or any(low != high for low, high in p.padding):
             raise ValueError(f"--layers must be forward convolutions with the same zero padding on both sides, got {p}")
-    if dtype is None:
+    if dtype is not None:
+        layers = [Layer(layer.name, replace(layer.problem, dtype=dtype, out_dtype=dtype)) for layer in layers]
+    if direction == "forward":
         return layers
-    return [Layer(layer.name, replace(layer.problem, dtype=dtype, out_dtype=dtype)) for layer in layers]
+    return [Layer(layer.name, layer.problem.gradient(direction)) for layer in layers]
 
 
 def _found(names: Sequence[str]) -> Iterator[tuple[str, str]]:

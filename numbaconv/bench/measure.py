@@ -14,13 +14,15 @@ import numpy as np
 
 from ..arrays import AnyArray, dtype_named
 from ..problem import Problem
-from ..sample import Sample, draw_sample
+from ..sample import Sample, WeightSample, draw_sample, draw_weight_sample
+from . import gradients
 from .contenders import OURS, Contender, Prepared, Task
 from .layers import Layer
 from .peak import peak_call
 from .timing import Turns, interleaved
 
 PLACES = 32  # of a result at which answers are checked, all channels each
+PAIRS = 8  # of channels of a weight gradient, all taps each
 _TOLERANCE = {"float64": 1024 * 2.0**-53, "complex128": 1024 * 2.0**-53, "float16": 4 * 2.0**-11, "bfloat16": 4 * 2.0**-8}
 _PEAK = "peak"
 
@@ -68,19 +70,19 @@ def bench_layer(layer: Layer, peers: Sequence[Contender], threads: int, rounds: 
     Raises WrongAnswer when an answer of our own is wrong.
     """
     p = layer.problem
-    x, w, b = layer.arrays()
-    task, sample = Task(p, x, w, b, threads), draw_sample(p, x, PLACES)
-    exact = sample.exact(w, b)
+    task = Task(p, *layer.arrays(), threads, None if p.direction == "forward" else layer.grad_output())
+    ours = OURS if p.direction == "forward" else gradients.OURS
+    sample, exact = _expected(task)
     ready: dict[Contender, Prepared] = {}
     errors: dict[Contender, tuple[float, float]] = {}
-    for contender in (*OURS, *peers):
+    for contender in (*ours, *peers):
         try:
             prepared = contender.prepare(task)
             if prepared is None:
                 continue
             errors[contender] = check(p, prepared.answer(prepared.call()), sample, exact)
         except Exception as error:  # other people's software, which may raise anything
-            if contender in OURS:
+            if contender in ours:
                 raise
             say(f"{layer.name}: {contender.name}: {type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}")
             continue
@@ -92,7 +94,20 @@ def bench_layer(layer: Layer, peers: Sequence[Contender], threads: int, rounds: 
     return [_row(layer, threads, c, ready[c].note, turns[c.name], rate, errors[c]) for c in ready]
 
 
-def check(problem: Problem, answer: AnyArray, sample: Sample, exact: AnyArray) -> tuple[float, float]:
+def _expected(task: Task) -> tuple[Sample | WeightSample, AnyArray]:
+    """What is checked of a task's answer, and its exact values."""
+    p, g = task.problem, task.grad_output
+    if g is None:
+        sample = draw_sample(p, task.input, PLACES)
+        return sample, sample.exact(task.weight, task.bias)
+    if p.transposed:
+        sample = draw_sample(p, g, PLACES)
+        return sample, sample.exact(task.weight, None)
+    pairs = draw_weight_sample(p, PAIRS)
+    return pairs, pairs.exact(task.input, g)
+
+
+def check(problem: Problem, answer: AnyArray, sample: Sample | WeightSample, exact: AnyArray) -> tuple[float, float]:
     """Largest and root mean square error at the sampled places, as fractions of the largest magnitude there.
 
     Raises WrongAnswer for another shape or dtype, and where the largest error passes 1024 units of rounding (4 for 16-bit numbers,

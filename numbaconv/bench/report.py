@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_args
 
-from ..problem import Problem
+from ..problem import Direction, Problem
 from .measure import Row
 
 Record = TypeVar("Record")
@@ -82,12 +82,24 @@ class Result:
         return math.nan if torch is None else torch.seconds / self.ours.seconds
 
 
-def results(rows: Iterable[Row]) -> dict[int, list[Result]]:
-    """Rows by threads and layer, in the order in which they come."""
-    found: dict[int, dict[str, list[Row]]] = {}
+class Kind(NamedTuple):
+    """What the rows of one table have in common."""
+
+    direction: Direction
+    threads: int
+
+    def __str__(self) -> str:
+        what = {"forward": "", "input_grad": ", gradient of the input", "weight_grad": ", gradient of the weight"}[self.direction]
+        return f"{self.threads} thread{'s' * (self.threads > 1)}{what}"
+
+
+def results(rows: Iterable[Row]) -> dict[Kind, list[Result]]:
+    """Rows by kind and layer, in the order in which they come."""
+    found: dict[Kind, dict[str, list[Row]]] = {}
     for row in rows:
-        found.setdefault(row.threads, {}).setdefault(row.layer, []).append(row)
-    return {threads: [Result(tuple(layer)) for layer in layers.values()] for threads, layers in found.items()}
+        kind = Kind(Problem.parse(row.problem).direction, row.threads)
+        found.setdefault(kind, {}).setdefault(row.layer, []).append(row)
+    return {kind: [Result(tuple(layer)) for layer in layers.values()] for kind, layers in found.items()}
 
 
 def describe(result: Result) -> str:
@@ -119,22 +131,39 @@ def markdown(rows: Sequence[Row], command: str) -> str:
         "openvino).",
         "",
     ]
-    by_threads = results(rows)
-    for threads, layers in by_threads.items():
-        lines += [f"### {_threads(threads)}", "", *(f"- {line}" for line in _means(layers)), ""]
+    kinds = results(rows)
+    for kind, layers in kinds.items():
+        lines += [f"### {kind}", "", *(f"- {line}" for line in _means(layers)), ""]
         lines += [*_table(layers), "", "GFLOP/s of all, and errors of ours:", "", *_all_rates(layers), ""]
-    if {1, 2} <= by_threads.keys():
-        lines += ["### Two threads over one", "", _scaling(by_threads[1], by_threads[2]), ""]
-    return "\n".join(lines)
+    one, two = Kind("forward", 1), Kind("forward", 2)
+    if {one, two} <= kinds.keys():
+        lines += ["### Two threads over one", "", _scaling(kinds[one], kinds[two]), ""]
+    return "\n".join([*lines, *_backward(kinds)])
 
 
 def summary(rows: Sequence[Row]) -> list[str]:
     """The means, one line each."""
-    return [f"{_threads(threads)}: {line}" for threads, layers in results(rows).items() for line in _means(layers)]
+    kinds = results(rows)
+    return [f"{kind}: {line}" for kind, layers in kinds.items() for line in _means(layers)] + _backward(kinds)
 
 
-def _threads(count: int) -> str:
-    return f"{count} thread{'s' * (count > 1)}"
+def _backward(kinds: Mapping[Kind, Sequence[Result]]) -> list[str]:
+    """For each number of threads: what both gradients take, beside the forward function, on the layers that have all three."""
+    lines = []
+    for threads in sorted({kind.threads for kind in kinds}):
+        forward, *gradients = (
+            {layer.ours.layer: layer.by_name for layer in kinds.get(Kind(direction, threads), ())} for direction in get_args(Direction)
+        )
+        factors = {
+            name: sum(gradient[name]["numbaconv"].seconds for gradient in gradients) / own["numbaconv_function"].seconds
+            for name, own in forward.items()
+            if all(name in gradient for gradient in gradients)
+        }
+        if factors:
+            worst = ", ".join(f"{name} ({factor:.2f})" for name, factor in sorted(factors.items(), key=lambda item: -item[1])[:5])
+            mean = geometric_mean(factors.values())
+            lines.append(f"{Kind('forward', threads)}: both gradients take {mean:.2f} times the forward function; most: {worst}")
+    return lines
 
 
 def _means(layers: Sequence[Result]) -> list[str]:
@@ -162,7 +191,8 @@ def _table(layers: Sequence[Result]) -> list[str]:
     rows = []
     for layer in layers:
         ours, best = layer.ours, layer.best_peer
-        rates = [f"{layer.by_name[name].gflops:.1f}" for name in ("numbaconv", "numbaconv_out", "numbaconv_function")]
+        own = ("numbaconv", "numbaconv_out", "numbaconv_function")
+        rates = [f"{layer.by_name[name].gflops:.1f}" if name in layer.by_name else "–" for name in own]
         share = f"{100 * ours.flops / ours.seconds / ours.peak:.0f} %"
         peer = ["", ""] if best is None else [best.contender, f"{best.gflops:.1f}"]
         ratios = [f"{layer.ratio:.2f}", f"{layer.fresh_ratio:.2f}", f"{layer.torch_ratio:.2f}"]
