@@ -27,7 +27,9 @@ LAYERS = """
     cpu/filter_kernel cpu/pack cpu/pack_weight cpu/rows cpu/weight_tiles cpu/winograd_products
     cpu/direct_weight cpu/filter_layout cpu/weight_grad cpu/winograd_kernels
     cpu/direct cpu/filter_tasks
-    cpu/filter cpu/implicit_gemm cpu/winograd
+    cpu/filter_forward cpu/implicit_gemm cpu/winograd
+    cpu/filter_gradient
+    cpu/filter
     cpu
     explanation
     plans

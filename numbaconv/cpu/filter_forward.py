@@ -1,0 +1,145 @@
+"""The filter algorithm set up for forward convolutions: the order of the packed weight, and the geometry and tables of its tasks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..arguments import PADDING_MODES
+from ..arrays import AnyArray
+from ..problem import Problem
+from . import filter_tasks as tasks
+from .filter_layout import Layout, layout_of
+from .layouts import Layouts, memory_of, place_and_steps
+from .threads import launch, most_threads, team_size
+
+
+@dataclass(frozen=True)
+class FilterSetup:
+    """The algorithm set up for a forward convolution.
+
+    ``pack`` returns weight and bias in blocks of ``tile.channels`` result channels, and whether the weight is finite (int64).
+    """
+
+    problem: Problem
+
+    @cached_property
+    def layout(self) -> Layout:
+        return layout_of(self.problem)
+
+    @cached_property
+    def workspace(self) -> int:
+        """Upper bound of the bytes that ``run`` allocates."""
+        return most_threads() * max(layout_of(self.problem, contiguous).workspace for contiguous in (True, False))
+
+    @property
+    def packed_bytes(self) -> int:
+        p, t = self.problem, self.layout.tile
+        channels = p.groups * self.layout.blocks * t.channels
+        return channels * (p.in_per_group * p.taps + 1) * np.dtype(p.dtype).itemsize + 8
+
+    def pack(self, weight: AnyArray, bias: AnyArray | None) -> tuple[AnyArray, ...]:
+        p, blocks, channels = self.problem, self.layout.blocks, self.layout.tile.channels
+        split = np.zeros((p.groups, blocks * channels, p.in_per_group, *p.kernel), weight.dtype)
+        split[:, : p.out_per_group] = weight.reshape(p.groups, p.out_per_group, p.in_per_group, *p.kernel)
+        split = split.reshape(p.groups * blocks, channels, p.in_per_group, *p.kernel)
+        parts = []
+        for height, row, count in self.layout.bands:
+            rows = split[..., row : row + height * count, :]
+            rows = rows.reshape(*rows.shape[:4], count, height, p.kernel[2])
+            parts.append(rows.transpose(0, 3, 2, 4, 6, 5, 1).reshape(len(rows), -1))  # plane, channel, band, column, row, result channel
+        padded = np.zeros((p.groups, blocks * channels), weight.dtype)
+        if bias is not None:
+            padded[:, : p.out_per_group] = bias.reshape(p.groups, -1)
+        finite = np.array([np.isfinite(weight).all()], np.int64)
+        return np.concatenate(parts, axis=1).reshape(-1), padded.reshape(-1), finite
+
+    def run(self, source: AnyArray, packed: tuple[AnyArray, ...], result: AnyArray) -> None:
+        weight, bias, finite = packed
+        call = self._calls(source, result, bool(finite[0]))
+        seconds = len(source) * call.layout.seconds
+        worker, team = tasks.compiled(call.layout.tile, self.problem.dtype, team_size(seconds) > 1)
+        arguments = (call.geometry, call.tables, memory_of(source), weight, bias, memory_of(result))
+        launch(worker, team, arguments, int(call.geometry[tasks.TASKS]), seconds)
+
+    @cached_property
+    def _calls(self) -> Layouts[Call]:
+        return Layouts(self._call)
+
+    def _call(self, source: AnyArray, result: AnyArray, finite: bool) -> Call:
+        contiguous = source.strides[4] == source.itemsize
+        layout = layout_of(self.problem, contiguous)
+        g, tables = _tables(layout)
+        g[tasks.SOURCE], *g[tasks.SOURCE_STEP : tasks.SOURCE_STEP + 5] = (n * source.itemsize for n in place_and_steps(source))
+        g[tasks.RESULT], *g[tasks.RESULT_STEP : tasks.RESULT_STEP + 5] = (n * result.itemsize for n in place_and_steps(result))
+        g[tasks.ROW_STEP] = g[tasks.RESULT_STEP + 4] * layout.width if layout.folded else g[tasks.RESULT_STEP + 3] * layout.spacing
+        g[tasks.SKIPPING], g[tasks.VECTORS] = finite, contiguous and self.problem.stride[2] <= 2
+        shares = -(-self.problem.groups // layout.groups_at_once)
+        g[tasks.TASKS] = len(source) * shares * self.problem.out_size[0] * layout.downs * layout.acrosses
+        return Call(layout, g, tables)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a call with arrays of certain layouts needs: how it is cut, the geometry and the tables."""
+
+    layout: Layout
+    geometry: NDArray[np.int64]
+    tables: NDArray[np.int64]
+
+
+def _tables(layout: Layout) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Geometry without the fields that the arrays decide, and the tables."""
+    p, t, g = layout.problem, layout.tile, np.zeros(tasks.FIELDS, np.int64)
+    g[tasks.GROUPS], g[tasks.SOURCES], g[tasks.RESULTS], g[tasks.BLOCKS] = p.groups, p.in_per_group, p.out_per_group, layout.blocks
+    g[tasks.DEPTH], g[tasks.HEIGHT], g[tasks.WIDTH] = p.out_size
+    g[tasks.PLANES], _, g[tasks.TAPS] = p.kernel
+    for axis in range(2):
+        met = (p.out_size[axis] - 1) * p.stride[axis] + (p.kernel[axis] - 1) * p.dilation[axis] + 1
+        g[tasks.SIZE + axis], g[tasks.LOW + axis], g[tasks.MET + axis] = p.in_size[axis], p.padding[axis][0], met
+    g[tasks.DEPTH_STRIDE], g[tasks.ROW_STRIDE], g[tasks.COLUMN_STRIDE] = p.stride
+    g[tasks.DEPTH_GAP], _, g[tasks.COLUMN_GAP] = p.dilation
+    g[tasks.COLUMN_REACH], g[tasks.SOURCE_WIDTH], g[tasks.LEFT] = layout.reach, p.in_size[2], p.padding[2][0]
+    g[tasks.MODE], g[tasks.STRAIGHT], g[tasks.FOLDED] = PADDING_MODES.index(p.padding_mode), layout.straight, layout.folded
+    g[tasks.TILE_CHANNELS], g[tasks.TILE_ROWS], g[tasks.TILE_COLUMNS], g[tasks.HEIGHTS] = t.channels, t.rows, layout.width, len(t.heights)
+    g[tasks.SPACING], g[tasks.UNIT], g[tasks.REMAINDERS], g[tasks.TURNS], g[tasks.TILES] = (
+        layout.spacing,
+        layout.unit,
+        len(layout.remainders),
+        layout.turns,
+        layout.tiles,
+    )
+    g[tasks.COLUMNS], g[tasks.PHASE_CELLS], g[tasks.GROUPS_AT_ONCE] = layout.columns, layout.phase_cells, layout.groups_at_once
+    g[tasks.ENTRIES], g[tasks.COPIES], g[tasks.SCRATCH], g[tasks.MASKS] = layout.entries, layout.copies, layout.scratch, layout.masks
+    g[tasks.BLOCK_WEIGHTS] = p.in_per_group * p.taps * t.channels
+    bands, places = _bands(layout)
+    parts = [np.array(layout.remainders, np.int64), _taps(layout), bands, places]
+    starts = np.cumsum([0] + [len(part) for part in parts])
+    g[tasks.REMAINDER_TABLE], g[tasks.TAP_TABLE], g[tasks.BAND_TABLE] = starts[:3]
+    bands[::4] += starts[3]
+    return g, np.concatenate(parts)
+
+
+def _bands(layout: Layout) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(first place, bands a kernel plane, first weight, weights a band) for each height; the places of all bands in the lines, in bytes."""
+    p = layout.problem
+    bands: list[int] = []
+    places: list[int] = []
+    for height, row, count in layout.bands:
+        row_weights = p.kernel[0] * p.in_per_group * p.kernel[2] * layout.tile.channels
+        bands += [len(places), p.in_per_group * count, row * row_weights, p.kernel[2] * height * layout.tile.channels]
+        starts = [layout.place(row + i * height) for i in range(count)]
+        for plane, channel in product(range(p.kernel[0]), range(p.in_per_group)):
+            first = (channel * p.kernel[0] + plane) * len(layout.remainders) * layout.turns
+            places += [8 * (first + start) for start in starts]
+    return np.array(bands, np.int64), np.array(places, np.int64)
+
+
+def _taps(layout: Layout) -> NDArray[np.int64]:
+    """Byte shift of each column of the kernel."""
+    cells, stride = np.arange(layout.problem.kernel[2], dtype=np.int64) * layout.problem.dilation[2], layout.problem.stride[2]
+    return (cells % stride * layout.phase_cells + cells // stride) * layout.itemsize
