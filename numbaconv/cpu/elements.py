@@ -1,14 +1,15 @@
 """Elements that kernels load, sum up and store: conversions between vectors of them, and a name for those that Numba lacks.
 
-Sums are made in float32, float64, int32 or int64.  float16 and bfloat16 widen to float32 on the way into a panel.  Integers of 8 and
-16 bits go into panels in *pairs* of int16 (two channels) in one 32-bit element, and a multiply-add makes the sum of two pairs' products:
-exact modulo 2**32, and so modulo 2**16 and 2**8.  Arrays of pairs, and of their sums, are uint32, a dtype that no problem has.
+Sums are made in float32, float64, int32 or int64.  float16 and bfloat16 widen to float32 on the way into a panel.  A complex number is
+two real ones, its *components*, each a product of its own.  Integers of 8 and 16 bits go into panels in *pairs* of int16 (two channels)
+in one 32-bit element, and a multiply-add makes the sum of two pairs' products: exact modulo 2**32, and so modulo 2**16 and 2**8.  Arrays
+of pairs, and of their sums, are uint32, a dtype that no problem has.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -27,9 +28,35 @@ def like(dtype: str) -> AnyArray:
     return np.empty(0, [(dtype, ELEMENTS[dtype].storage)])
 
 
-def channels_a_product(dtype: str) -> int:
-    """How many source channels one product of sums over the named dtype takes: 2 where they go in pairs."""
-    return 2 if dtype in NARROW_INTEGERS else 1
+class Kind(NamedTuple):
+    """How sums over elements of one dtype are made.
+
+    sums : dtype of the sums, and of what is multiplied
+    together : source channels that one product takes: 2 where they go in pairs
+    components : real numbers of an element, each a product of its own: 2 of complex ones
+    """
+
+    sums: np.dtype[Any]
+    together: int = 1
+    components: int = 1
+
+    def products(self, channels: int) -> int:
+        """Products of so many channels with one tap."""
+        return -(-channels // self.together) * self.components
+
+
+@functools.cache
+def kind_of(dtype: str) -> Kind:
+    if dtype in NARROW_INTEGERS:
+        return Kind(PAIRS, together=2)
+    accumulator = ELEMENTS[dtype].accumulator
+    return Kind(accumulator.type(0).real.dtype, components=2) if accumulator.kind == "c" else Kind(accumulator)
+
+
+def components_of(dtype: Any) -> tuple[int, Any]:
+    """Components of an element of a Numba type (a record: what its field is), and the type of one."""
+    field = dtype.typeof(next(iter(dtype.fields))) if isinstance(dtype, types.Record) else dtype
+    return (2, field.underlying_float) if isinstance(field, types.Complex) else (1, dtype)
 
 
 def converted(value: Any, source: Vectors, target: Vectors) -> Any:
@@ -79,32 +106,37 @@ def _constant(v: Vectors, value: int) -> Any:
 
 # ---- results -----------------------------------------------------------------------------------------------------------
 @intrinsic
-def store_sums(typingctx, sums, position, count, address, step, like):  # type: ignore[no-untyped-def]
+def store_sums(typingctx, sums, position, apart, count, address, step, like):  # type: ignore[no-untyped-def]
     """Convert sums[position : position + count] to the elements of the array ``like`` and write them ``step`` elements apart.
 
     sums : one-dimensional contiguous array; a vector less one element beyond ``count`` is read too.
+    apart : how much further on the second components are, where elements have two.
     address : int64 byte address of the first element written.
     """
     n = types.int64
-    return types.void(sums, n, n, n, n, like), _emit_store
+    return types.void(sums, n, n, n, n, n, like), _emit_store
 
 
 def _emit_store(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    b, (sums, position, count, address, step, _) = builder, arguments
+    b, (sums, position, apart, count, address, step, _) = builder, arguments
     source = Vectors(b, signature.args[0].dtype)
-    target = Vectors(b, signature.args[5].dtype, source.lanes)
+    components, each = components_of(signature.args[6].dtype)
+    target, elements = Vectors(b, each, source.lanes), Vectors(b, each, source.lanes * components)
     start, end = b.gep(data_pointer(context, b, signature.args[0], sums), [position]), target.pointer(address)
-    vectors = b.sdiv(b.add(count, int64(source.lanes - 1)), int64(source.lanes))
+    vectors, wider = b.sdiv(b.add(count, int64(source.lanes - 1)), int64(source.lanes)), b.mul(step, int64(components))
     with cgutils.for_range(b, vectors) as loop:
         done = b.mul(loop.index, int64(source.lanes))
-        left, place = b.sub(count, done), target.at(end, b.mul(done, step))
-        value = converted(source.load(source.at(start, done)), source, target)
-        with b.if_else(b.icmp_signed("==", step, int64(1))) as (side_by_side, apart):
+        left, place = b.sub(count, done), target.at(end, b.mul(done, wider))
+        values = [source.load(source.at(start, b.add(done, b.mul(apart, int64(i))))) for i in range(components)]
+        values = [converted(value, source, target) for value in values]
+        together = values[0] if components == 1 else target.interleave(*values)
+        with b.if_else(b.icmp_signed("==", step, int64(1))) as (side_by_side, scattered):
             with side_by_side, b.if_else(b.icmp_signed(">=", left, int64(source.lanes)), likely=True) as (whole, some):
                 with whole:
-                    target.store(value, place)
+                    elements.store(together, place)
                 with some:
-                    target.masked_store(value, place, target.first(left))
-            with apart:
-                target.scatter(value, place, b.mul(target.iota, target.splat(step)), target.first(left))
+                    elements.masked_store(together, place, elements.first(b.mul(left, int64(components))))
+            with scattered:
+                for i, value in enumerate(values):
+                    target.scatter(value, target.at(place, i), b.mul(target.iota, target.splat(wider)), target.first(left))
     return context.get_dummy_value()

@@ -5,6 +5,8 @@ takes a few panels of pixels through the blocks of K, one after the other: it pa
 the weight with it, and packs the next into the same memory.  The order of the sum over K depends on channels and kernel alone:
 neither the batch, the threads, the layout nor the place of a pixel change the bits of a result.
 
+A complex convolution is a real one of the components: two rows of the weight a filter, two products a channel (``pack_weight.as_real``).
+
 Results whose dtype is not that of the sums, or whose pixels do not follow one another in memory, are staged: the sums of a task's
 panels stay in memory of their own through all blocks of K, and are rounded or truncated once.
 
@@ -18,7 +20,7 @@ import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numba.core import config
@@ -32,11 +34,11 @@ from . import pack
 from .axes import Line, Part, axis_parts, is_contiguous, merged, pixel_count, tap_count
 from .compile import kernel
 from .direct import Direct
-from .elements import PAIRS, channels_a_product, like, store_sums
+from .elements import Kind, kind_of, like, store_sums
 from .gemm import TILE_ROWS, TILE_VECTORS, multiply_tile
 from .layouts import Layouts
-from .pack import fill_tables, pack_panel
-from .pack_weight import pack_weight
+from .pack import fill_tables, pack_panel, products_of
+from .pack_weight import as_real, pack_weight
 from .simd import address_of, lanes_of
 from .target import target
 from .threads import most_threads, next_task, share, team_size
@@ -59,7 +61,7 @@ CYCLES_A_SECOND = 2.5e9
 
 # Fields of the geometry beyond those of the panels.
 (
-    IMAGES, GROUPS, CHANNELS, FILTERS, PIXELS, KERNEL, SOURCE, SOURCE_IMAGE, RESULT, RESULT_IMAGE, RESULT_CHANNEL, SCATTERED,
+    IMAGES, GROUPS, CHANNELS, ROWS, PIXELS, KERNEL, SOURCE, SOURCE_IMAGE, RESULT, RESULT_IMAGE, RESULT_CHANNEL, SCATTERED,
     STAGED, CHANNELS_AT_ONCE, PANELS, SPLITS, TASKS, WEIGHT, FIELDS,
 ) = range(pack.FIELDS, pack.FIELDS + 19)  # fmt: skip
 
@@ -75,15 +77,15 @@ def _worker(geometry, shifts, weight, bias, source_like, result_like, counter): 
     g = geometry
     lanes, spare = lanes_of(weight), ALIGNMENT // weight.itemsize
     width = TILE_VECTORS * lanes
-    panel = np.empty(-(-g[CHANNELS_AT_ONCE] // g[pack.TOGETHER]) * g[pack.TAPS_AT_ONCE] * width + spare, weight.dtype)
+    panel = np.empty(products_of(g, g[CHANNELS_AT_ONCE]) * g[pack.TAPS_AT_ONCE] * width + spare, weight.dtype)
     panel = panel[-panel.ctypes.data // weight.itemsize % spare :]
-    stage = (g[FILTERS] + TILE_ROWS) * width  # of one panel
+    stage = (g[ROWS] + TILE_ROWS) * width  # of one panel
     staged = np.empty(g[STAGED] * g[PANELS] * stage, weight.dtype)
     table = np.empty((g[PANELS] * g[pack.TAPS_AT_ONCE] * TILE_VECTORS * g[pack.SLOTS], 2), np.int64)
     apart = (stage if g[STAGED] else width) * weight.itemsize
     counts, runs = np.empty(g[PANELS] * g[pack.TAPS_AT_ONCE], np.int64), np.empty(g[pack.TAPS_AT_ONCE] + 2, np.int64)
     origins = np.full((g[PANELS], 5), pack.NOWHERE)
-    row_blocks = -(-g[FILTERS] // TILE_ROWS)
+    row_blocks = -(-g[ROWS] // TILE_ROWS)
     tabled_panel = tabled_tap = -1
     while True:
         task = next_task(counter)
@@ -95,11 +97,12 @@ def _worker(geometry, shifts, weight, bias, source_like, result_like, counter): 
         last = min(first + g[PANELS], -(-g[PIXELS] // width))
         first_row, last_row = row_blocks * split // g[SPLITS], row_blocks * (split + 1) // g[SPLITS]
         source = g[SOURCE] + (image * g[SOURCE_IMAGE] + group * g[CHANNELS] * g[pack.SOURCE_CHANNEL]) * source_like.itemsize
-        result = g[RESULT] + (image * g[RESULT_IMAGE] + group * g[FILTERS] * g[RESULT_CHANNEL]) * result_like.itemsize
+        result = g[RESULT] + (image * g[RESULT_IMAGE] + group * g[ROWS] // g[pack.COMPONENTS] * g[RESULT_CHANNEL]) * result_like.itemsize
         for channel in range(0, g[CHANNELS], g[CHANNELS_AT_ONCE]):
             channels, at = min(g[CHANNELS_AT_ONCE], g[CHANNELS] - channel), source + channel * g[pack.SOURCE_CHANNEL] * source_like.itemsize
             for tap in range(0, max(g[KERNEL], 1), g[pack.TAPS_AT_ONCE]):
-                taps, k = min(g[pack.TAPS_AT_ONCE], g[KERNEL] - tap), channel // g[pack.TOGETHER] * g[KERNEL] + tap
+                taps = min(g[pack.TAPS_AT_ONCE], g[KERNEL] - tap)
+                k = products_of(g, channel) * g[KERNEL] + tap * g[pack.COMPONENTS]
                 if first != tabled_panel or tap != tabled_tap:
                     fill_tables(g, shifts, first, last, g[PIXELS], tap, taps, lanes, table, counts, origins)
                     tabled_panel, tabled_tap = first, tap
@@ -109,7 +112,7 @@ def _worker(geometry, shifts, weight, bias, source_like, result_like, counter): 
                     _multiply_panel(g, weight, bias, group, k, first_row, last_row, into, number, panel, runs, run_count)
                     into += apart
         if g[STAGED]:
-            _unstage(g, staged, stage, first_row * TILE_ROWS, min(last_row * TILE_ROWS, g[FILTERS]), result, first, last, result_like)
+            _unstage(g, staged, stage, first_row * TILE_ROWS, min(last_row * TILE_ROWS, g[ROWS]), result, first, last, result_like)
 
 
 @kernel(forceinline=True)
@@ -120,17 +123,17 @@ def _multiply_panel(g, weight, bias, group, k, first_row, last_row, into, number
     """
     width = TILE_VECTORS * lanes_of(weight)
     columns = min(width, g[PIXELS] - number * width)
-    step, products = width if g[STAGED] else g[RESULT_CHANNEL], -(-g[CHANNELS] // g[pack.TOGETHER]) * g[KERNEL]
+    step, products = width if g[STAGED] else g[RESULT_CHANNEL], products_of(g, g[CHANNELS]) * g[KERNEL]
     for row in range(first_row, last_row):
-        block = group * -(-g[FILTERS] // TILE_ROWS) + row
+        block = group * -(-g[ROWS] // TILE_ROWS) + row
         offset = g[WEIGHT] + (block * products + k) * TILE_ROWS
-        address, rows = into + row * TILE_ROWS * step * weight.itemsize, min(TILE_ROWS, g[FILTERS] - row * TILE_ROWS)
+        address, rows = into + row * TILE_ROWS * step * weight.itemsize, min(TILE_ROWS, g[ROWS] - row * TILE_ROWS)
         multiply_tile(runs, 0, run_count, weight, offset, panel, 0, address, step, rows, columns, k, bias, block * TILE_ROWS)
 
 
 @kernel(forceinline=True)
 def _unstage(g, staged, stage, first_row, last_row, result, first, last, like):  # type: ignore[no-untyped-def]
-    """Round or truncate the staged panels [first, last), each (filters, width), into the result; one panel takes ``stage`` elements."""
+    """Round or truncate the staged panels [first, last), each (rows, width), into the result; one panel takes ``stage`` elements."""
     for number in range(first, last):
         _unstage_panel(g, staged, (number - first) * stage, first_row, last_row, result, number, like)
 
@@ -147,9 +150,9 @@ def _unstage_panel(g, staged, start, first_row, last_row, result, number, like):
     while done < pixels:
         length = min(across - w, pixels - done)
         offset = d * g[pack.RESULT_STRIDE] + h * g[pack.RESULT_STRIDE + 1] + w * stride
-        for row in range(first_row, last_row):
-            address = result + (row * g[RESULT_CHANNEL] + offset) * like.itemsize
-            store_sums(staged, start + row * width + done, length, address, stride, like)
+        for row in range(first_row, last_row, g[pack.COMPONENTS]):
+            address = result + (row // g[pack.COMPONENTS] * g[RESULT_CHANNEL] + offset) * like.itemsize
+            store_sums(staged, start + row * width + done, width, length, address, stride, like)
         done, w, h = done + length, 0, h + 1
         if h == deep:
             h, d = 0, d + 1
@@ -157,14 +160,12 @@ def _unstage_panel(g, staged, start, first_row, last_row, result, number, like):
 
 # ---- the algorithm -----------------------------------------------------------------------------------------------------
 class ImplicitGemm:
-    """The algorithm for dense problems of real numbers."""
+    """The algorithm for dense problems."""
 
     name = "implicit_gemm"
     accuracy: Accuracy = "definition"
 
     def supports(self, problem: Problem) -> str | None:
-        if problem.dtype.startswith("complex"):
-            return f"it computes with real numbers, not {problem.dtype}"
         if problem.dtype == "float16" and not target().float16:
             return "the processor does not convert float16"
         if config.DISABLE_JIT:
@@ -211,19 +212,13 @@ class ImplicitGemmSetup:
         depth, height, width = (axis_parts(self.problem, axis) for axis in range(3))
         return list(itertools.product(depth, height, width))
 
-    @cached_property
-    def sums(self) -> np.dtype[Any]:
-        """Dtype of the sums, and of panels and weight."""
-        return PAIRS if self.together == 2 else ELEMENTS[self.problem.dtype].accumulator
-
     @property
-    def together(self) -> int:
-        """Channels that one product takes."""
-        return channels_a_product(self.problem.dtype)
+    def kind(self) -> Kind:
+        return kind_of(self.problem.dtype)
 
     @cached_property
     def lanes(self) -> int:
-        return target().lanes(self.sums.name)
+        return target().lanes(self.kind.sums.name)
 
     @cached_property
     def channels(self) -> int:
@@ -231,18 +226,18 @@ class ImplicitGemmSetup:
         return self.problem.source_channels // self.problem.groups
 
     @cached_property
-    def filters(self) -> int:
-        """Result channels of one group."""
-        return self.problem.result_channels // self.problem.groups
+    def rows(self) -> int:
+        """Rows of one group's weight: the components of its result channels."""
+        return self.problem.result_channels // self.problem.groups * self.kind.components
 
     @cached_property
     def row_blocks(self) -> int:
-        return -(-self.filters // TILE_ROWS)
+        return -(-self.rows // TILE_ROWS)
 
     @cached_property
     def weight_starts(self) -> list[int]:
         """Where each part's weight starts in the packed one; the last is the end."""
-        row = self.problem.groups * self.row_blocks * TILE_ROWS * -(-self.channels // self.together)
+        row = self.problem.groups * self.row_blocks * TILE_ROWS * self.kind.products(self.channels)
         return [0, *itertools.accumulate(row * tap_count(part) for part in self.parts)]
 
     @cached_property
@@ -251,10 +246,11 @@ class ImplicitGemmSetup:
         cycles = 0.0
         for part in self.parts:
             taps, vectors = tap_count(part), -(-pixel_count(part) // self.lanes)
-            panels, products = -(-vectors // TILE_VECTORS), -(-self.channels // self.together) * taps
-            blocks = -(-self.channels // blocking(self.channels, taps, self.together)[0])  # of channels
-            copy = panels * taps * blocks * COPY_START_CYCLES + vectors * taps * self.channels * COPY_CYCLES[min(part[2].step, 3)]
-            multiply = vectors * products * TILE_ROWS * PRODUCT_CYCLES[self.sums.name] + panels * blocks * STORE_CYCLES
+            panels, products = -(-vectors // TILE_VECTORS), self.kind.products(self.channels) * taps
+            blocks = -(-self.channels // blocking(self.channels, taps, self.kind)[0])  # of channels
+            copies = vectors * taps * self.channels * self.kind.components
+            copy = panels * taps * blocks * COPY_START_CYCLES + copies * COPY_CYCLES[min(part[2].step, 3)]
+            multiply = vectors * products * TILE_ROWS * PRODUCT_CYCLES[self.kind.sums.name] + panels * blocks * STORE_CYCLES
             cycles += self.problem.groups * (copy + self.row_blocks * multiply) + panels * taps * TABLE_CYCLES * self._tabled(part)
         return cycles / CYCLES_A_SECOND
 
@@ -276,32 +272,32 @@ class ImplicitGemmSetup:
     @cached_property
     def workspace(self) -> int:
         """Upper bound of the bytes that ``run`` allocates: of each thread a panel, tables, and a copy of a panel's results."""
-        width, item, most = TILE_VECTORS * self.lanes, self.sums.itemsize, 0
-        stage = self._staged_panels * (self.filters + TILE_ROWS) * width * item
+        width, item, most = TILE_VECTORS * self.lanes, self.kind.sums.itemsize, 0
+        stage = self._staged_panels * (self.rows + TILE_ROWS) * width * item
         for part in self.parts:
-            channels, taps = blocking(self.channels, tap_count(part), self.together)
+            channels, taps = blocking(self.channels, tap_count(part), self.kind)
             tables = MOST_PANELS * (taps * (2 * TILE_VECTORS * self._slots(part[2].size) + 1) + 5)
             pieces = 4 * (width + 1) * min(len(part[2].taps), taps)
             numbers = tables + pieces + 6 * width + taps + TILE_VECTORS + 2
-            most = max(most, -(-channels // self.together) * taps * width * item + stage + ALIGNMENT + numbers * 8)
+            most = max(most, self.kind.products(channels) * taps * width * item + stage + ALIGNMENT + numbers * 8)
         own = most_threads() * most + FIELDS * 8
         return max(own, Direct().setup(self.problem).workspace) if self.problem.transposed else own
 
     @cached_property
     def _narrows(self) -> bool:
-        """Whether results are of another dtype than the sums."""
-        return ELEMENTS[self.problem.out_dtype].storage != ELEMENTS[self.problem.dtype].accumulator
+        """Whether results are not stored as the sums are."""
+        return ELEMENTS[self.problem.out_dtype].storage.itemsize != self.kind.sums.itemsize
 
     @cached_property
     def _staged_panels(self) -> int:
         """Panels of a task whose results are staged."""
-        one = (self.filters + TILE_ROWS) * TILE_VECTORS * self.lanes * self.sums.itemsize
+        one = (self.rows + TILE_ROWS) * TILE_VECTORS * self.lanes * self.kind.sums.itemsize
         return max(1, min(STAGED_BYTES // one, MOST_PANELS))
 
     @property
     def packed_bytes(self) -> int:
         elements = self.weight_starts[-1] + self.problem.groups * self.row_blocks * TILE_ROWS
-        return elements * self.sums.itemsize + 8
+        return elements * self.kind.sums.itemsize + 8
 
     def _slots(self, columns: int) -> int:
         """Entries that one vector of one tap may need where a row has so many pixels."""
@@ -316,19 +312,23 @@ class ImplicitGemmSetup:
         finite = np.array([np.isfinite(weight).all()], np.int64)
         if p.transposed and not finite[0]:
             return finite, *Direct().setup(p).pack(weight, bias)
-        weight = weight.astype(np.int16 if self.together == 2 else self.sums, copy=False)
-        packed = np.zeros(self.weight_starts[-1] * self.together, weight.dtype)
+        together, components = self.kind.together, self.kind.components
+        if components == 2:
+            weight = as_real(weight, p.transposed)
+        weight = weight.astype(np.int16 if together == 2 else self.kind.sums, copy=False)
+        packed = np.zeros(self.weight_starts[-1] * together, weight.dtype)
         steps = [step // weight.itemsize for step in weight.strides]
         of_filter, of_channel = (steps[1], steps[0]) if p.transposed else (steps[0], steps[1])
-        numbers = [_address(weight), steps[0] * p.out_per_group, of_filter, of_channel, p.groups, self.filters, self.channels]
+        of_group, channels = steps[0] * p.out_per_group * components, self.channels * components
+        numbers = [_address(weight), of_group, of_filter, of_channel, p.groups, self.rows, channels]
         for part, start in zip(self.parts, self.weight_starts):
-            at_once, _ = blocking(self.channels, tap_count(part), self.together)
+            at_once = blocking(self.channels, tap_count(part), self.kind)[0] * components
             offsets = [sum(k * step for k, step in zip(tap, steps[2:])) for tap in itertools.product(*(axis.taps for axis in part))]
-            pack_weight(np.array([*numbers, at_once, self.together], np.int64), np.array(offsets, np.int64), packed, start * self.together)
-        padded = np.zeros((p.groups, self.row_blocks * TILE_ROWS), ELEMENTS[p.dtype].accumulator)
+            pack_weight(np.array([*numbers, at_once, together], np.int64), np.array(offsets, np.int64), packed, start * together)
+        padded = np.zeros((p.groups, self.row_blocks * TILE_ROWS // components), ELEMENTS[p.dtype].accumulator)
         if bias is not None:
-            padded[:, : self.filters] = bias.reshape(p.groups, -1)
-        return finite, packed.view(self.sums), padded.reshape(-1).view(self.sums)
+            padded[:, : p.result_channels // p.groups] = bias.reshape(p.groups, -1)
+        return finite, packed.view(self.kind.sums), padded.reshape(-1).view(self.kind.sums)
 
     def run(self, source: AnyArray, packed: tuple[AnyArray, ...], result: AnyArray) -> None:
         finite, weight, bias, *_ = packed
@@ -366,14 +366,14 @@ class ImplicitGemmSetup:
         step = lines[2].step * lines[2].source_stride
         g[pack.MODE], g[pack.SLOTS] = PADDING_MODES.index(p.padding_mode), self._slots(lines[2].size)
         g[pack.LANE_STEP], g[pack.SPACING] = step, {1: pack.UNIT, 2: pack.EVEN}.get(step, pack.SPREAD)
-        g[IMAGES], g[GROUPS], g[CHANNELS], g[FILTERS] = batch, p.groups, self.channels, self.filters
+        g[IMAGES], g[GROUPS], g[CHANNELS], g[ROWS] = batch, p.groups, self.channels, self.rows
         g[PIXELS], g[KERNEL], g[WEIGHT] = pixel_count(part), tap_count(part), start
-        g[CHANNELS_AT_ONCE], g[pack.TAPS_AT_ONCE] = blocking(self.channels, tap_count(part), self.together)
+        g[CHANNELS_AT_ONCE], g[pack.TAPS_AT_ONCE] = blocking(self.channels, tap_count(part), self.kind)
         g[SOURCE_IMAGE], g[pack.SOURCE_CHANNEL], g[RESULT_IMAGE], g[RESULT_CHANNEL] = (
             *(s // item for s in source[:2]),
             *(s // result_item for s in result[:2]),
         )
-        g[SCATTERED], g[pack.TOGETHER] = not is_contiguous(lines), self.together
+        g[SCATTERED], g[pack.TOGETHER], g[pack.COMPONENTS] = not is_contiguous(lines), self.kind.together, self.kind.components
         g[STAGED] = g[SCATTERED] or self._narrows
         panels = -(-pixel_count(part) // (TILE_VECTORS * self.lanes))
         repeat = self._columns(lines[2].size)
@@ -383,14 +383,11 @@ class ImplicitGemmSetup:
         return Placed(g, shifts, sum(axis.first * step for axis, step in zip(part, result[2:])))
 
 
-def blocking(channels: int, kernel: int, together: int = 1) -> tuple[int, int]:
-    """Channels and taps of one K block, as even as they can be; more than one block of taps only for the channels of one product.
-
-    together : channels that one product takes.
-    """
-    taps, products = max(kernel, 1), -(-channels // together)
-    most = max(1, DEPTH // taps)
-    return -(-products // -(-products // most)) * together, -(-taps // -(-taps // DEPTH))
+def blocking(channels: int, kernel: int, kind: Kind) -> tuple[int, int]:
+    """Channels and taps of one K block, as even as they can be; more than one block of taps only for the channels of one product."""
+    taps, units, depth = max(kernel, 1), -(-channels // kind.together), DEPTH // kind.components
+    most = max(1, depth // taps)
+    return -(-units // -(-units // most)) * kind.together, -(-taps // -(-taps // depth))
 
 
 def _address(array: AnyArray) -> int:

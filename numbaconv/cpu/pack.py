@@ -5,7 +5,8 @@ Its *table* says, once for all channels, where each tap finds each vector: entri
 one for each stretch of lanes whose cells are evenly spaced.  Padding, dilation, the wrap from one row of pixels to the next and
 padding modes then cost nothing where a channel is copied.
 
-Elements are converted on the way into the panel; one product takes one channel, or two where they go in pairs (``elements``).
+Elements are converted on the way into the panel; one product takes one channel, two where they go in pairs, or one component of a
+complex number (``elements``).
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from numba.extending import intrinsic
 
 from ..padding import PADDING, source_index
 from .compile import kernel
-from .elements import converted, paired
+from .elements import components_of, converted, paired
 from .gemm import TILE_VECTORS
-from .simd import Vectors, data_pointer, int64, lanes_of
+from .simd import Case, Vectors, data_pointer, int64, lanes_of, switch
 
 UNIT, EVEN, SPREAD = 0, 1, 2
 """How the cells of neighbouring lanes lie in memory: side by side, every second one, or further apart (gathered)."""
@@ -33,7 +34,7 @@ UNROLLED = (1, 2, 4)
 
 # Fields of the geometry, an int64 array: first three axes each, then single numbers.  Strides and steps count elements.
 SOURCE_SIZE, SOURCE_STRIDE, RESULT_SIZE, RESULT_STRIDE, STEP, TAPS = range(0, 18, 3)
-MODE, SPACING, LANE_STEP, SOURCE_CHANNEL, SLOTS, SKIPPING, TAPS_AT_ONCE, TOGETHER, FIELDS = range(18, 27)
+MODE, SPACING, LANE_STEP, SOURCE_CHANNEL, SLOTS, SKIPPING, TAPS_AT_ONCE, TOGETHER, COMPONENTS, FIELDS = range(18, 28)
 
 NOWHERE = -(1 << 62)
 
@@ -203,6 +204,12 @@ def _even_out(fills, slots, table, first):  # type: ignore[no-untyped-def]
 
 # ---- panels ------------------------------------------------------------------------------------------------------------
 @kernel(forceinline=True)
+def products_of(g, channels):  # type: ignore[no-untyped-def]
+    """Products of so many channels with one tap."""
+    return -(-channels // g[TOGETHER]) * g[COMPONENTS]
+
+
+@kernel(forceinline=True)
 def pack_panel(geometry, table, counts, origins, number, taps, source, channels, like, panel, runs):  # type: ignore[no-untyped-def]
     """Fill a panel with what ``taps`` tabled taps of ``channels`` channels read, tap after tap; its table is the one at ``number``.
 
@@ -210,7 +217,7 @@ def pack_panel(geometry, table, counts, origins, number, taps, source, channels,
     products) written to ``runs``: one with everything, or more where taps are left out because they read padding alone.
     """
     g = geometry
-    width, first, products = TILE_VECTORS * lanes_of(panel), number * g[TAPS_AT_ONCE], -(-channels // g[TOGETHER])
+    width, first, products = TILE_VECTORS * lanes_of(panel), number * g[TAPS_AT_ONCE], products_of(g, channels)
     source += origins[number, 4] * like.itemsize
     found = position = 0
     going = False
@@ -239,7 +246,7 @@ def copy_tap(  # type: ignore[no-untyped-def]
     panel[position + c * W + l] = source[c * channel_step + offset + l * lane_step] for every entry and lane l in its mask
 
     Where the panel is of pairs, panel[position + c * W + l] holds that of channel 2 c and, above it, that of channel 2 c + 1 (0 beyond
-    the last).
+    the last); of complex numbers, panel[position + (2 c + i) * W + l] holds the component i.
 
     spacing : UNIT (lane_step 1), EVEN (lane_step 2; lane l has mask bit 2 l) or SPREAD (any lane_step).
     source : int64 byte address of the first channel.
@@ -255,35 +262,21 @@ def copy_tap(  # type: ignore[no-untyped-def]
 def _emit_copy(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     spacing, lane_step, source, channel_step, channels, table, first, slots, count, panel, position, _ = arguments
     copy = _Copy(builder, signature.args[9].dtype, signature.args[11].dtype)
-    copy.source, copy.lane_step, copy.channel_step, copy.channels = copy.s.pointer(source), lane_step, channel_step, channels
+    copy.source, copy.channels = copy.s.pointer(source), channels
+    copy.lane_step, copy.channel_step = (builder.mul(step, int64(copy.components)) for step in (lane_step, channel_step))
     copy.table = builder.gep(data_pointer(context, builder, signature.args[5], table), [builder.mul(first, int64(2))])
     copy.slots, copy.count = slots, count
     copy.panel = builder.gep(data_pointer(context, builder, signature.args[9], panel), [position])
     cases: list[Case] = [(UNIT, partial(copy.spaced, 1)), (EVEN, partial(copy.spaced, 2))]
-    _switch(builder, spacing, cases, copy.gathered)
+    switch(builder, spacing, cases, copy.gathered)
     return context.get_dummy_value()
 
 
-Case = tuple[int, Callable[[], None]]
-
-
-def _switch(builder: Any, value: Any, cases: list[Case], otherwise: Callable[[], None]) -> None:
-    end, default = builder.append_basic_block("end"), builder.append_basic_block("otherwise")
-    switch = builder.switch(value, default)
-    for number, emit in cases:
-        block = builder.append_basic_block(f"case{number}")
-        switch.add_case(int64(number), block)
-        builder.position_at_end(block)
-        emit()
-        builder.branch(end)
-    builder.position_at_end(default)
-    otherwise()
-    builder.branch(end)
-    builder.position_at_end(end)
-
-
 class _Copy:
-    """Code of :func:`copy_tap`: ``s`` are vectors of the source, ``v`` those of the panel."""
+    """Code of :func:`copy_tap`: ``v`` are vectors of the panel, ``s`` of as many components of the source, ``cells`` of as many cells.
+
+    Steps and offsets count components.
+    """
 
     source: Any
     lane_step: Any
@@ -297,30 +290,34 @@ class _Copy:
     def __init__(self, builder: Any, panel_dtype: Any, source_dtype: Any) -> None:
         self.builder = builder
         self.v = Vectors(builder, panel_dtype)
-        self.s = Vectors(builder, source_dtype, self.v.lanes)
+        self.components, each = components_of(source_dtype)
+        self.s = Vectors(builder, each, self.v.lanes)
+        self.cells = Vectors(builder, each, self.v.lanes * self.components)
 
     def _entry(self, vector: int, index: Any) -> tuple[Any, Any]:
         """Offset and mask of an entry of a vector."""
         b = self.builder
         pair = b.mul(b.add(b.mul(self.slots, int64(vector)), index), int64(2))
-        return b.load(b.gep(self.table, [pair])), b.load(b.gep(self.table, [b.add(pair, int64(1))]))
+        offset, mask = (b.load(b.gep(self.table, [b.add(pair, int64(field))])) for field in (0, 1))
+        return b.mul(offset, int64(self.components)), mask
 
-    def _each_channel(self, value: Callable[[int, Any], Any], vectors: list[int]) -> None:
-        """Loop over channels or pairs of them: store value(j, pointer to the channel), converted, as vector j."""
+    def _each_channel(self, values: Callable[[int, Any], list[Any]], vectors: list[int]) -> None:
+        """Loop over channels or pairs of them: store values(j, pointer to the channel), one a component, converted, as vector j."""
         b, v, pairs = self.builder, self.v, self.v.name == "uint32"
         products = b.lshr(b.add(self.channels, int64(1)), int64(1)) if pairs else self.channels
         with cgutils.for_range(b, products) as loop:
             first = b.shl(loop.index, int64(1)) if pairs else loop.index
             second = b.add(first, int64(1))
             there = b.icmp_signed("<", second, self.channels)
-            row = v.at(self.panel, b.mul(loop.index, int64(TILE_VECTORS * v.lanes)))
+            row = v.at(self.panel, b.mul(loop.index, int64(self.components * TILE_VECTORS * v.lanes)))
             for j in vectors:
-                low = value(j, self._channel(first))
+                low = values(j, self._channel(first))
                 if pairs:
-                    high = value(j, self._channel(b.select(there, second, first)))
-                    v.store(paired(low, high, there, self.s, v), v.at(row, j * v.lanes))
+                    high = values(j, self._channel(b.select(there, second, first)))
+                    v.store(paired(low[0], high[0], there, self.s, v), v.at(row, j * v.lanes))
                 else:
-                    v.store(converted(low, self.s, v), v.at(row, j * v.lanes))
+                    for i, component in enumerate(low):
+                        v.store(converted(component, self.s, v), v.at(row, (i * TILE_VECTORS + j) * v.lanes))
 
     def _channel(self, number: Any) -> Any:
         return self.s.at(self.source, self.builder.mul(number, self.channel_step))
@@ -329,7 +326,7 @@ class _Copy:
     def spaced(self, parts: int) -> None:
         """Cells ``parts`` apart (1 or 2): that many masked loads an entry, and a shuffle."""
         cases: list[Case] = [(count, partial(self._unrolled, count, parts)) for count in UNROLLED]
-        _switch(self.builder, self.count, cases, partial(self._general, parts))
+        switch(self.builder, self.count, cases, partial(self._general, parts))
 
     def _unrolled(self, count: int, parts: int) -> None:
         plan = []
@@ -337,19 +334,19 @@ class _Copy:
             entries = [self._entry(j, int64(s)) for s in range(count)]
             plan.append([(offset, self._part_masks(mask, parts)) for offset, mask in entries])
 
-        def value(j: int, channel: Any) -> Any:
-            raw = [self.s.zero] * parts
+        def values(j: int, channel: Any) -> list[Any]:
+            raw = [self.cells.zero] * parts
             for offset, masks in plan[j]:
                 raw = self._merge(raw, channel, offset, masks)
-            return self._join(raw)
+            return self._split(raw)
 
-        self._each_channel(value, list(range(TILE_VECTORS)))
+        self._each_channel(values, list(range(TILE_VECTORS)))
 
     def _general(self, parts: int) -> None:
-        b, v = self.builder, self.s
+        b, v = self.builder, self.cells
         slots = [cgutils.alloca_once(b, v.vector) for _ in range(parts)]
 
-        def value(j: int, channel: Any) -> Any:
+        def values(j: int, channel: Any) -> list[Any]:
             for slot in slots:
                 b.store(v.zero, slot)
             with cgutils.for_range(b, self.count) as loop:
@@ -357,19 +354,24 @@ class _Copy:
                 merged = self._merge([b.load(slot) for slot in slots], channel, offset, self._part_masks(mask, parts))
                 for slot, raw in zip(slots, merged):
                     b.store(raw, slot)
-            return self._join([b.load(slot) for slot in slots])
+            return self._split([b.load(slot) for slot in slots])
 
-        self._each_channel(value, list(range(TILE_VECTORS)))
+        self._each_channel(values, list(range(TILE_VECTORS)))
 
     def _part_masks(self, mask: Any, parts: int) -> list[Any]:
-        return [self.s.mask_of(self.builder.lshr(mask, int64(part * self.s.lanes))) for part in range(parts)]
+        masks = [self.v.mask_of(self.builder.lshr(mask, int64(part * self.v.lanes))) for part in range(parts)]
+        return masks if self.components == 1 else [self.v.interleave(mask, mask) for mask in masks]
 
     def _merge(self, raw: list[Any], channel: Any, offset: Any, masks: list[Any]) -> list[Any]:
-        v, start = self.s, self.s.at(channel, offset)
+        v, start = self.cells, self.cells.at(channel, offset)
         return [v.masked_load(v.at(start, part * v.lanes), mask, old) for part, (mask, old) in enumerate(zip(masks, raw))]
 
-    def _join(self, raw: list[Any]) -> Any:
-        return raw[0] if len(raw) == 1 else self.s.shuffle(raw[0], raw[1], range(0, 2 * self.s.lanes, 2))
+    def _split(self, raw: list[Any]) -> list[Any]:
+        """The components of every cell of one part, of every second cell of two."""
+        step = self.components * len(raw)
+        if step == 1:
+            return raw
+        return [self.s.shuffle(raw[0], raw[-1], range(first, step * self.s.lanes, step)) for first in range(self.components)]
 
     # ---- gathers -------------------------------------------------------------------------------------------------
     def gathered(self) -> None:
@@ -387,5 +389,5 @@ class _Copy:
                 b.store(b.or_(lanes, b.load(mask)), mask)
             self._each_channel(partial(self._gather, b.load(indices), b.load(mask)), [j])
 
-    def _gather(self, indices: Any, mask: Any, _: int, channel: Any) -> Any:
-        return self.s.gather(channel, indices, mask)
+    def _gather(self, indices: Any, mask: Any, _: int, channel: Any) -> list[Any]:
+        return [self.s.gather(self.s.at(channel, component), indices, mask) for component in range(self.components)]

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from ..arrays import AnyArray
 from .compile import kernel
 from .gemm import TILE_ROWS
 from .simd import load_element
+
+
+def as_real(weight: AnyArray, transposed: bool) -> AnyArray:
+    """The real weight that takes the components of complex channels to those of filters: rows (re, -im) and (im, re).
+
+    Shape (out_channels, in_per_group, ...) becomes twice that; the channels are the second axis, or the first where ``transposed``.
+    """
+    real = np.empty((len(weight), 2, weight.shape[1], 2, *weight.shape[2:]), weight.real.dtype)
+    real[:, 0, :, 0] = real[:, 1, :, 1] = weight.real
+    real[:, 1 - transposed, :, int(transposed)] = weight.imag
+    real[:, int(transposed), :, 1 - transposed] = -weight.imag
+    return real.reshape(2 * len(weight), 2 * weight.shape[1], *weight.shape[2:])
 
 
 @kernel()

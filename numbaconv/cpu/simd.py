@@ -115,6 +115,10 @@ class Vectors:
         """Lanes picked from the concatenation of two vectors."""
         return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes)))
 
+    def interleave(self, a: Any, b: Any) -> Any:
+        """Lanes of two vectors by turns: twice as many."""
+        return self.shuffle(a, b, [lane + half * self.lanes for lane in range(self.lanes) for half in range(2)])
+
     @property
     def picks(self) -> bool:
         """Whether there is :meth:`pick`."""
@@ -211,6 +215,25 @@ def outlined(builder: Any, name: str, result: Any, arguments: Sequence[Any], emi
         value = emit(body, *function.args)
         body.ret(value) if result else body.ret_void()
     return builder.call(function, arguments)
+
+
+Case = tuple[int, Callable[[], None]]
+
+
+def switch(builder: Any, value: Any, cases: list[Case], otherwise: Callable[[], None]) -> None:
+    """Run what emits the code of the case that equals ``value``, each in a block of its own."""
+    end, default = builder.append_basic_block("end"), builder.append_basic_block("otherwise")
+    table = builder.switch(value, default)
+    for number, emit in cases:
+        block = builder.append_basic_block(f"case{number}")
+        table.add_case(int64(number), block)
+        builder.position_at_end(block)
+        emit()
+        builder.branch(end)
+    builder.position_at_end(default)
+    otherwise()
+    builder.branch(end)
+    builder.position_at_end(end)
 
 
 def data_pointer(context: Any, builder: Any, array_type: Any, array: Any) -> Any:

@@ -13,6 +13,7 @@ import pytest
 from numbaconv import Problem, reference
 from numbaconv.cpu import threads
 from numbaconv.cpu.axes import UNIT_LINE, Line, merged
+from numbaconv.cpu.elements import kind_of
 from numbaconv.cpu.gemm import TILE_ROWS, TILE_VECTORS
 from numbaconv.cpu.implicit_gemm import DEPTH, MOST_PARTS, ImplicitGemm, ImplicitGemmSetup, blocking
 from numbaconv.cpu.target import Target, _from_features, target
@@ -51,7 +52,10 @@ BLOCKS = [
     case("igrad", (4, 5, 6), (2, 3, 4), ic=6, oc=50, s=(1, 2, 3), d=(1, 2, 1), p=(0, 1, 2), t="f64"),
     case("igrad", (5, 20), (3, 3), ic=3, oc=20, s=(4, 1), mb=2, b=1),
     # other dtypes: several K blocks, with pairs of channels and one left over; more panels than are staged at once
-    *(case("fwd", (9, 10), (3, 3), ic=61, oc=9, p=1, b=1, t=t) for t in ("f16", "bf16", "s8", "u8-s32", "s16", "s32", "s64")),
+    *(
+        case("fwd", (9, 10), (3, 3), ic=61, oc=9, p=1, b=1, t=t)
+        for t in ("f16", "bf16", "s8", "u8-s32", "s16", "s32", "s64", "c64", "c128")
+    ),
     case("fwd", (40,), (1,), ic=2 * DEPTH + 1, oc=TILE_ROWS + 1, b=1, t="u8"),
     case("fwd", (17, 18), (13, 12), ic=3, oc=2, p=4, t="s16-s32"),
     case("fwd", (700,), (2 * DEPTH + 5,), ic=3, oc=2, p=30, t="bf16"),
@@ -59,6 +63,11 @@ BLOCKS = [
     case("fwd", (33, 35), (3, 3), ic=25, oc=9, p=12, d=12, b=1, t="s8"),
     case("igrad", (9, 11), (3, 3), ic=4, oc=71, s=2, p=1, op=1, b=1, t="f16"),
     case("igrad", (9, 11), (3, 3), ic=4, oc=71, s=2, p=1, op=1, b=1, t="s8-s32"),
+    case("igrad", (9, 11), (3, 3), ic=4, oc=71, s=2, p=1, op=1, b=1, t="c64"),
+    case("fwd", (40,), (1,), ic=DEPTH // 2 + 1, oc=TILE_ROWS + 1, b=1, t="c64"),
+    case("fwd", (20, 30), (3, 3), ic=6, oc=3 * 11, g=3, mb=3, p=1, b=1, t="c128"),
+    case("fwd", (17, 18), (13, 12), ic=3, oc=2, p=4, t="c64"),
+    case("fwd", (33, 35), (3, 3), ic=25, oc=9, p=12, d=12, b=1, t="c64"),
 ]
 
 SPACINGS = [
@@ -70,7 +79,7 @@ SPACINGS = [
     case("fwd", (9, 37), (3, 4), ic=5, oc=6, s=s, p=1, mode=mode, b=1, t=t)
     for s in (1, 2, 3)
     for mode in ("zeros", "reflect")
-    for t in ("f16", "bf16", "s8", "u8-s32", "s16")
+    for t in ("f16", "bf16", "s8", "u8-s32", "s16", "c64", "c128")
 ]  # fmt: skip
 
 
@@ -104,7 +113,7 @@ LAYOUTS = {
     "images backwards": lambda a: with_steps(a, (-1, -1, 3, 1)),
     "read-only": read_only,
 }
-STRIDED = [case("fwd", (10, 51), (3, 3), mb=2, ic=25, oc=11, s=s, p=1, b=1, t=t) for s in (1, 2) for t in ("f32", "f16", "bf16")]
+STRIDED = [case("fwd", (10, 51), (3, 3), mb=2, ic=25, oc=11, s=s, p=1, b=1, t=t) for s in (1, 2) for t in ("f32", "f16", "bf16", "c64")]
 INTEGERS = [case("fwd", (10, 51), (3, 3), mb=2, ic=25, oc=11, s=s, p=1, b=1, t=t) for s in (1, 2) for t in ("s8", "s16-s32", "s32")]
 
 
@@ -169,6 +178,7 @@ BITS = [
     case("fwd", (12, 31), (3, 3), mb=5, ic=30, oc=20, p=1, b=1, t="f16"),
     case("fwd", (40, 31), (3, 3), mb=5, ic=61, oc=20, p=1, t="bf16"),
     case("igrad", (6, 31), (3, 3), mb=5, ic=20, oc=60, s=2, b=1, t="f16"),
+    case("fwd", (12, 31), (3, 3), mb=5, ic=30, oc=20, p=1, b=1, t="c64"),
 ]
 
 
@@ -271,15 +281,15 @@ def test_workspace_does_not_grow_with_the_image() -> None:
 
 
 @pytest.mark.parametrize("channels, kernel", [(1, 1), (64, 1), (1000, 1), (64, 9), (32, 27), (5, 343), (3, 1000), (7, 0)])
-def test_blocking_covers_everything(channels: int, kernel: int) -> None:
-    at_once, taps = blocking(channels, kernel)
-    assert 1 <= at_once <= channels and 1 <= taps <= max(kernel, 1) and at_once * taps <= DEPTH
-    assert taps == max(kernel, 1) or at_once == 1, "the packed weight runs through all taps of a block of channels"
+@pytest.mark.parametrize("dtype", ["float32", "int8", "complex64"])
+def test_blocking_covers_everything(channels: int, kernel: int, dtype: str) -> None:
+    kind = kind_of(dtype)
+    at_once, taps = blocking(channels, kernel, kind)
+    assert 1 <= at_once <= channels + kind.together - 1 and 1 <= taps <= max(kernel, 1) and kind.products(at_once) * taps <= DEPTH
+    assert taps == max(kernel, 1) or at_once == kind.together, "the packed weight runs through all taps of a block of channels"
 
 
 REASONS = {
-    case("fwd", (9,), (3,), t="c128"): "complex128",
-    case("igrad", (9,), (3,), t="c64"): "complex64",
     case("igrad", (20, 20), (3, 3), s=MOST_PARTS): "convolutions",
 }
 
@@ -342,7 +352,7 @@ def test_other_instruction_sets(python, tmp_path, features: str) -> None:  # typ
             case("fwd", (9, 13), (2, 3), ic=3, oc=7, s=3, p=1),
             case("igrad", (5, 6), (3, 3), ic=3, oc=9, s=2, op=1),
         ):
-            for dtype in ("f32", "f16", "bf16", "s8", "s32")[: 5 if "f16c" in os.environ["NUMBA_CPU_FEATURES"] else 1]:
+            for dtype in ("f32", "c64", "f16", "bf16", "s8", "s32")[: 6 if "f16c" in os.environ["NUMBA_CPU_FEATURES"] else 2]:
                 check_exact(Problem.parse(problem.replace("f32", dtype)), "implicit_gemm")
     """, NUMBA_CPU_FEATURES=features, NUMBA_CACHE_DIR=str(tmp_path))  # fmt: skip
 
