@@ -17,6 +17,9 @@ from .target import target
 
 TILE_ROWS = target().tile_rows
 TILE_VECTORS = target().tile_vectors
+LINE_BYTES = 64  # of a cache
+ROW_TURNS = 1 << (TILE_ROWS - 1).bit_length()
+LINE_TURNS = 1 << (-(-TILE_VECTORS * target().vector_bytes // LINE_BYTES)).bit_length()  # one more, where rows begin inside a line
 
 
 @intrinsic
@@ -84,17 +87,19 @@ class _Tile:
             if vectors < TILE_VECTORS:
                 switch.add_case(int64(vectors - 1), block)
             b.position_at_end(block)
-            self._prefetch(vectors)
             self._store(self._products(vectors))
             b.branch(end)
         b.position_at_end(end)
 
-    def _prefetch(self, vectors: int) -> None:
-        """Bring the result's lines while the products are summed."""
-        for r in range(TILE_ROWS):
-            row = self.v.at(self.result, self.builder.mul(self.row_step, int64(r)))
-            for j in range(vectors):
-                self.v.prefetch_for_writing(self.v.at(row, j * self.v.lanes))
+    def _prefetch(self, left: Any) -> None:
+        """Ask for one line of the result, by turns, in each step of the products: all at once would keep the loads waiting.
+
+        left : counts the steps.
+        """
+        b, v = self.builder, self.v
+        row, number = b.and_(left, int64(ROW_TURNS - 1)), b.and_(b.lshr(left, int64(ROW_TURNS.bit_length() - 1)), int64(LINE_TURNS - 1))
+        place = b.add(b.mul(row, self.row_step), b.mul(number, int64(LINE_BYTES // v.bytes)))
+        v.prefetch_for_writing(v.at(self.result, place))
 
     # ---- the sums ------------------------------------------------------------------------------------------------
     def _products(self, vectors: int) -> list[list[Any]]:
@@ -130,6 +135,7 @@ class _Tile:
         b.position_at_end(loop)
         left, w, p = b.phi(I64), b.phi(weight.type), b.phi(panel.type)
         running = [[b.phi(v.vector) for _ in row] for row in sums]
+        self._prefetch(left)
         columns = [v.load(v.at(p, j * v.lanes)) for j in range(len(sums[0]))]
         new = []
         for r, row in enumerate(running):
