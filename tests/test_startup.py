@@ -90,7 +90,9 @@ def test_warmup(python: Python, tmp_path: Path) -> None:
     """What it compiles a second process loads, also where the call opens a parallel region."""
     code = "import sys; from numbaconv.__main__ import main; sys.exit(main(['warmup', '--dtype', 'int32,int8']))"
     told = python(code, NUMBA_CACHE_DIR=str(tmp_path), NUMBA_NUM_THREADS="2").splitlines()
-    assert [line.split()[:2] for line in told[:-1]] == [["direct", "int32"], ["direct", "int8"]]
+    usual = {dtype: list(warmup.usual_problems(dtype)) for dtype in ("int32", "int8")}
+    taking = [[a.name, dtype] for a in registry("cpu") for dtype, problems in usual.items() if any(a.supports(p) is None for p in problems)]
+    assert ["direct", "int8"] in taking and [line.split()[:2] for line in told[:-1]] == taking
     assert all("functions compiled" in line for line in told[:-1]) and str(tmp_path) in told[-1]
 
     assert all("already compiled" in line for line in python(code, NUMBA_CACHE_DIR=str(tmp_path), NUMBA_NUM_THREADS="2").splitlines()[:-1])

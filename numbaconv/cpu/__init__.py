@@ -5,5 +5,13 @@ from .direct import Direct
 from .filter import Filter
 from .implicit_gemm import ImplicitGemm
 from .weight_grad import WeightGemm
+from .winograd import Winograd
 
-ALGORITHMS: tuple[Algorithm, ...] = (Filter(), ImplicitGemm(), WeightGemm(), Direct())
+ALGORITHMS: tuple[Algorithm, ...] = (
+    Winograd("winograd", "transform"),
+    Winograd("winograd_fast", "loose"),
+    Filter(),
+    ImplicitGemm(),
+    WeightGemm(),
+    Direct(),
+)

@@ -15,7 +15,6 @@ from .threads import next_task
 from .winograd_products import multiply_panel
 from .winograd_transforms import NOTHING, cell_lane, restore_group, transform_group
 
-CHAIN = 64  # channels in one chain of multiply-adds; the chains' sums are added up
 GAP = 16  # elements between the products of a tile beyond their data: without it they share cache sets
 ALIGNMENT = 64
 LINE = 2  # vectors of a staged row
@@ -24,10 +23,10 @@ LINE = 2  # vectors of a staged row
 SOURCE_SIZE, SOURCE_STRIDE, RESULT_SIZE, RESULT_STRIDE, SHIFT, TAPS, OUTPUTS, CELLS, TILES = range(0, 27, 3)
 (
     SOURCE, SOURCE_IMAGE, SOURCE_CHANNEL, RESULT, RESULT_IMAGE, RESULT_CHANNEL, MODE, TRANSPOSED, GATHERED, SCATTERED,
-    GROUPS, CHANNELS, FILTERS, PRODUCTS, STACKS, BLOCK, DEPTHS, ROW_BLOCKS, SPLITS, TASKS,
+    GROUPS, CHANNELS, CHAIN, FILTERS, PRODUCTS, STACKS, BLOCK, DEPTHS, ROW_BLOCKS, SPLITS, TASKS,
     WIDTH, CELL_STEP, SUM_STEP, SUM_ROW, PLANES, MOST_GROUPS,
     TILE, RUN, STAGED, ROWS_IN, MASKS_IN, ROWS_OUT, MASKS_OUT, TABLE, LOADS, FIELDS,
-) = range(27, 63)  # fmt: skip
+) = range(27, 64)  # fmt: skip
 
 _source_index = kernel()(source_index)
 _cell_lane = kernel()(cell_lane)
@@ -288,13 +287,13 @@ def _multiply(g, weight, block, rows, used, work):  # type: ignore[no-untyped-de
     """Sums over the channels, for ``rows`` row blocks of filters from number ``block`` of all on and ``used`` lanes."""
     lanes = lanes_of(weight)
     for p in range(g[PRODUCTS]):
-        for first in range(0, g[CHANNELS], CHAIN):
+        for first in range(0, g[CHANNELS], g[CHAIN]):
             at = ((block * g[PRODUCTS] + p * rows) * g[CHANNELS] + first * rows) * TILE_ROWS
             for panel in range(-(-used // g[WIDTH])):
                 cells = p * g[CELL_STEP] + (panel * g[CHANNELS] + first) * g[WIDTH]
                 vectors = -(-min(g[WIDTH], used - panel * g[WIDTH]) // lanes)
                 multiply_panel(
-                    weight, at, rows, work.cells, cells, g[WIDTH], min(CHAIN, g[CHANNELS] - first), vectors,
+                    weight, at, rows, work.cells, cells, g[WIDTH], min(g[CHAIN], g[CHANNELS] - first), vectors,
                     work.sums, p * g[SUM_STEP] + panel * g[WIDTH], g[SUM_ROW], first,
                 )  # fmt: skip
 
@@ -406,10 +405,11 @@ def _define(g, group, image, d, h, w, first, filters, bias, total):  # type: ign
 
 # ---- packing -----------------------------------------------------------------------------------------------------------
 @kernel()
-def pack_weight(filters, depth, height, width, groups, channels, count, rows, packed):  # type: ignore[no-untyped-def]
+def pack_weight(filters, depth, height, width, groups, channels, chain, count, rows, packed):  # type: ignore[no-untyped-def]
     """Transform filters (groups, channels, taps, count), in double precision, into the order in which :func:`_multiply` reads them.
 
-    depth, height, width : the weight matrices, float64; count : filters of a group; rows : row blocks of one pass.
+    depth, height, width : the weight matrices, float64; chain : channels of a chain; count : filters of a group; rows : row blocks of
+        one pass.
     packed : groups, passes, products, chains, row blocks of the pass, channels of the chain, TILE_ROWS; zero rows last.
     """
     row_blocks = -(-count // TILE_ROWS)
@@ -430,11 +430,11 @@ def pack_weight(filters, depth, height, width, groups, channels, count, rows, pa
             _contract(numbers, width, depth.shape[1] * height.shape[1], TILE_ROWS, first_axis)
             _contract(first_axis, height, depth.shape[1], len(width) * TILE_ROWS, second_axis)
             _contract(second_axis, depth, 1, len(height) * len(width) * TILE_ROWS, across)
-            chain = channel // CHAIN * CHAIN
-            length = min(CHAIN, channels - chain)
+            begin = channel // chain * chain
+            length = min(chain, channels - begin)
             for p in range(products):
-                at = ((group * row_blocks + start) * products + p * together) * channels + chain * together
-                at = (at + (row - start) * length + channel - chain) * TILE_ROWS
+                at = ((group * row_blocks + start) * products + p * together) * channels + begin * together
+                at = (at + (row - start) * length + channel - begin) * TILE_ROWS
                 for r in range(TILE_ROWS):
                     packed[at + r] = across[p * TILE_ROWS + r]
 
