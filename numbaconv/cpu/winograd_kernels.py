@@ -384,7 +384,8 @@ def _replace(address, step, total):  # type: ignore[no-untyped-def]
 @kernel()
 def _define(g, group, image, d, h, w, first, filters, bias, total):  # type: ignore[no-untyped-def]
     """The sums of one pixel: bias, then channels, then taps.  Padding is a value; beyond a gradient's source there is none."""
-    total[:] = bias[group * g[FILTERS] + first : group * g[FILTERS] + first + len(total)]
+    for f in range(len(total)):  # assigning a slice of another array compiles the message of an error for seconds
+        total[f] = bias[group * g[FILTERS] + first + f]
     at = group * g[CHANNELS] * g[TAPS] * g[TAPS + 1] * g[TAPS + 2] * g[FILTERS] + first
     for channel in range(group * g[CHANNELS], (group + 1) * g[CHANNELS]):
         source = g[SOURCE] + image * g[SOURCE_IMAGE] + channel * g[SOURCE_CHANNEL]
