@@ -309,14 +309,12 @@ class ImplicitGemmSetup:
     # ---- arrays --------------------------------------------------------------------------------------------------
     def pack(self, weight: AnyArray, bias: AnyArray | None) -> tuple[AnyArray, ...]:
         p = self.problem
-        finite = np.array([np.isfinite(weight).all()], np.int64)
-        if p.transposed and not finite[0]:
-            return finite, *Direct().setup(p).pack(weight, bias)
+        given, finite = weight, np.ones(1, np.int64)
         together, components = self.kind.together, self.kind.components
         if components == 2:
             weight = as_real(weight, p.transposed)
         weight = weight.astype(np.int16 if together == 2 else self.kind.sums, copy=False)
-        packed = np.zeros(self.weight_starts[-1] * together, weight.dtype)
+        packed = np.empty(self.weight_starts[-1] * together, weight.dtype)
         steps = [step // weight.itemsize for step in weight.strides]
         of_filter, of_channel = (steps[1], steps[0]) if p.transposed else (steps[0], steps[1])
         of_group, channels = steps[0] * p.out_per_group * components, self.channels * components
@@ -324,7 +322,10 @@ class ImplicitGemmSetup:
         for part, start in zip(self.parts, self.weight_starts):
             at_once = blocking(self.channels, tap_count(part), self.kind)[0] * components
             offsets = [sum(k * step for k, step in zip(tap, steps[2:])) for tap in itertools.product(*(axis.taps for axis in part))]
-            pack_weight(np.array([*numbers, at_once, together], np.int64), np.array(offsets, np.int64), packed, start * together)
+            own, taps = np.array([*numbers, at_once, together], np.int64), np.array(offsets, np.int64)
+            finite[0] &= pack_weight(own, taps, packed, start * together)
+        if p.transposed and not finite[0]:
+            return finite, *Direct().setup(p).pack(given, bias)
         padded = np.zeros((p.groups, self.row_blocks * TILE_ROWS // components), ELEMENTS[p.dtype].accumulator)
         if bias is not None:
             padded[:, : p.result_channels // p.groups] = bias.reshape(p.groups, -1)

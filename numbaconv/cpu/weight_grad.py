@@ -28,13 +28,14 @@ from ..choose import Accuracy
 from ..padding import PADDING
 from ..problem import Problem, Triple
 from .compile import kernel
+from .copies import copy_lines, store_row, transpose
 from .gemm import TILE_ROWS, TILE_VECTORS
 from .layouts import Layouts
 from .rows import axis_segments, index_of
 from .simd import address_of, borrowed, lanes_of, load_element, store_element
 from .target import target
 from .threads import most_threads, next_task, share
-from .weight_tiles import DOT_TILES, add_channel_tile, copy_lines, dot_tile, store_row, transpose
+from .weight_tiles import DOT_TILES, add_channel_tile, dot_tile
 
 CHANNEL_PIXELS = 256  # output pixels of a strip whose lanes are channels: its panel stays in the first-level cache
 PIXEL_PIXELS = 2048  # and of one whose lanes are pixels: its lanes are summed up only then
