@@ -44,6 +44,8 @@ class Filter:
             return f"gradients of {p.padding_mode} padding fold back onto the cells that were copied"
         if not 0 < p.source_channels // p.groups <= MOST_CHANNELS:
             return f"it is for 1 to {MOST_CHANNELS} channels to sum over, not {p.source_channels // p.groups}"
+        if p.result_channels == 0:
+            return "there is no result"
         if p.transposed and math.prod(min(s, i) for s, i in zip(p.stride, p.in_size)) > MOST_PARTS:
             return f"transposed with strides {p.stride} it falls into more than {MOST_PARTS} convolutions"
         needed = max((layout_of(part, contiguous=False).workspace for part in _forward(p)), default=0)
