@@ -9,15 +9,18 @@ of pairs, and of their sums, are uint32, a dtype that no problem has.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
+from numba import from_dtype
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from ..arrays import ELEMENTS, NARROW_INTEGERS, AnyArray
-from .simd import I32, Vectors, data_pointer, int64
+from .simd import I32, Case, Vectors, data_pointer, int64, switch
+from .target import target
 
 PAIRS = np.dtype(np.uint32)
 
@@ -51,6 +54,21 @@ def kind_of(dtype: str) -> Kind:
         return Kind(PAIRS, together=2)
     accumulator = ELEMENTS[dtype].accumulator
     return Kind(accumulator.type(0).real.dtype, components=2) if accumulator.kind == "c" else Kind(accumulator)
+
+
+NUMBERS = {dtype: number for number, dtype in enumerate(ELEMENTS)}
+"""What kernels that are compiled for the dtype of the sums alone know those of elements by."""
+
+
+def each_stored(sums: Vectors, number: Any, emit: Callable[[Vectors], None]) -> None:
+    """Emit code for vectors of each dtype that is summed up in that of ``sums``: ``number``, an LLVM int64, is that of :data:`NUMBERS`."""
+    others = [dtype for dtype, element in ELEMENTS.items() if element.accumulator.name == sums.name != dtype]
+    cases: list[Case] = [
+        (NUMBERS[dtype], functools.partial(emit, Vectors(sums.builder, from_dtype(like(dtype).dtype), sums.lanes)))
+        for dtype in others
+        if dtype != "float16" or target().float16
+    ]
+    switch(sums.builder, number, cases, functools.partial(emit, sums))
 
 
 def components_of(dtype: Any) -> tuple[int, Any]:
@@ -121,13 +139,37 @@ def _emit_store(context: Any, builder: Any, signature: Any, arguments: Any) -> A
     b, (sums, position, apart, count, address, step, _) = builder, arguments
     source = Vectors(b, signature.args[0].dtype)
     components, each = components_of(signature.args[6].dtype)
+    start = b.gep(data_pointer(context, b, signature.args[0], sums), [position])
     target, elements = Vectors(b, each, source.lanes), Vectors(b, each, source.lanes * components)
-    start, end = b.gep(data_pointer(context, b, signature.args[0], sums), [position]), target.pointer(address)
+    _store_row(start, source, count, address, step, target, elements, apart)
+    return context.get_dummy_value()
+
+
+@intrinsic
+def store_sums_as(typingctx, sums, position, count, address, step, number):  # type: ignore[no-untyped-def]
+    """:func:`store_sums` for real elements of the dtype that has this number of :data:`NUMBERS`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        sums, position, count, address, step, number = arguments
+        source = Vectors(builder, signature.args[0].dtype)
+        start = builder.gep(data_pointer(context, builder, signature.args[0], sums), [position])
+        each_stored(source, number, lambda kind: _store_row(start, source, count, address, step, kind, kind))
+        return context.get_dummy_value()
+
+    n = types.int64
+    return types.void(sums, n, n, n, n, n), codegen
+
+
+def _store_row(
+    start: Any, source: Vectors, count: Any, address: Any, step: Any, target: Vectors, elements: Vectors, apart: Any = None
+) -> None:
+    """Code of :func:`store_sums` from ``start`` on; ``target`` are vectors of so many components, ``elements`` of so many elements."""
+    b, end, components = source.builder, target.pointer(address), elements.lanes // target.lanes
     vectors, wider = b.sdiv(b.add(count, int64(source.lanes - 1)), int64(source.lanes)), b.mul(step, int64(components))
     with cgutils.for_range(b, vectors) as loop:
         done = b.mul(loop.index, int64(source.lanes))
         left, place = b.sub(count, done), target.at(end, b.mul(done, wider))
-        values = [source.load(source.at(start, b.add(done, b.mul(apart, int64(i))))) for i in range(components)]
+        values = [source.load(source.at(start, b.add(done, b.mul(apart, int64(i))) if i else done)) for i in range(components)]
         values = [converted(value, source, target) for value in values]
         together = values[0] if components == 1 else target.interleave(*values)
         with b.if_else(b.icmp_signed("==", step, int64(1))) as (side_by_side, scattered):
@@ -139,4 +181,21 @@ def _emit_store(context: Any, builder: Any, signature: Any, arguments: Any) -> A
             with scattered:
                 for i, value in enumerate(values):
                     target.scatter(value, target.at(place, i), b.mul(target.iota, target.splat(wider)), target.first(left))
-    return context.get_dummy_value()
+
+
+@intrinsic
+def copy_element(typingctx, source, target, number, sums):  # type: ignore[no-untyped-def]
+    """Convert one real element at an int64 byte address, of the dtype with this number, to that of the array ``sums`` at another."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source, target, number, _ = arguments
+        sums = Vectors(builder, signature.args[3].dtype, 1)
+
+        def copy(kind: Vectors) -> None:
+            sums.store(converted(kind.load(kind.pointer(source)), kind, sums), sums.pointer(target))
+
+        each_stored(sums, number, copy)
+        return context.get_dummy_value()
+
+    n = types.int64
+    return types.void(n, n, n, sums), codegen

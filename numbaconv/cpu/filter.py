@@ -21,6 +21,7 @@ from ..problem import Problem
 from .filter_forward import FilterSetup
 from .filter_gradient import FilterGradientSetup, gradient_parts
 from .filter_layout import MOST_SCRATCH, layout_of
+from .target import target
 
 MOST_CHANNELS = 16  # source channels of a group
 MOST_PARTS = 64  # of a transposed convolution
@@ -34,8 +35,10 @@ class Filter:
 
     def supports(self, problem: Problem) -> str | None:
         p = problem
-        if p.dtype not in ("float32", "float64"):
-            return f"it computes float32 and float64, not {p.dtype}"
+        if p.dtype.startswith("complex"):
+            return f"it computes with real numbers, not {p.dtype}"
+        if p.dtype == "float16" and not target().float16:
+            return "the processor does not convert float16"
         if config.DISABLE_JIT:
             return "it is made of LLVM intrinsics, which need the compiler (NUMBA_DISABLE_JIT is set)"
         if p.direction == "weight_grad":

@@ -13,9 +13,10 @@ from ..arguments import PADDING_MODES
 from ..arrays import AnyArray
 from ..problem import Problem
 from . import filter_tasks as tasks
+from .elements import NUMBERS
 from .filter_layout import Layout, layout_of
-from .layouts import Layouts, memory_of, place_and_steps
-from .threads import launch, most_threads, team_size
+from .layouts import Layouts, address
+from .threads import most_threads, share
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,11 @@ class FilterSetup:
     def packed_bytes(self) -> int:
         p, t = self.problem, self.layout.tile
         channels = p.groups * self.layout.blocks * t.channels
-        return channels * (p.in_per_group * p.taps + 1) * np.dtype(p.dtype).itemsize + 8
+        return channels * (p.in_per_group * p.taps + 1) * self.layout.itemsize + 8
 
     def pack(self, weight: AnyArray, bias: AnyArray | None) -> tuple[AnyArray, ...]:
         p, blocks, channels = self.problem, self.layout.blocks, self.layout.tile.channels
-        split = np.zeros((p.groups, blocks * channels, p.in_per_group, *p.kernel), weight.dtype)
+        split = np.zeros((p.groups, blocks * channels, p.in_per_group, *p.kernel), self.layout.sums)
         split[:, : p.out_per_group] = weight.reshape(p.groups, p.out_per_group, p.in_per_group, *p.kernel)
         split = split.reshape(p.groups * blocks, channels, p.in_per_group, *p.kernel)
         parts = []
@@ -52,7 +53,7 @@ class FilterSetup:
             rows = split[..., row : row + height * count, :]
             rows = rows.reshape(*rows.shape[:4], count, height, p.kernel[2])
             parts.append(rows.transpose(0, 3, 2, 4, 6, 5, 1).reshape(len(rows), -1))  # plane, channel, band, column, row, result channel
-        padded = np.zeros((p.groups, blocks * channels), weight.dtype)
+        padded = np.zeros((p.groups, blocks * channels), self.layout.sums)
         if bias is not None:
             padded[:, : p.out_per_group] = bias.reshape(p.groups, -1)
         finite = np.array([np.isfinite(weight).all()], np.int64)
@@ -61,10 +62,9 @@ class FilterSetup:
     def run(self, source: AnyArray, packed: tuple[AnyArray, ...], result: AnyArray) -> None:
         weight, bias, finite = packed
         call = self._calls(source, result, bool(finite[0]))
-        seconds = len(source) * call.layout.seconds
-        worker, team = tasks.compiled(call.layout.tile, self.problem.dtype, team_size(seconds) > 1)
-        arguments = (call.geometry, call.tables, memory_of(source), weight, bias, memory_of(result))
-        launch(worker, team, arguments, int(call.geometry[tasks.TASKS]), seconds)
+        g = call.geometry.copy()
+        g[tasks.SOURCE], g[tasks.RESULT] = address(source), address(result)
+        share(tasks.worker(call.layout.tile), (g, call.tables, weight, bias), int(g[tasks.TASKS]), len(source) * call.layout.seconds)
 
     @cached_property
     def _calls(self) -> Layouts[Call]:
@@ -74,8 +74,8 @@ class FilterSetup:
         contiguous = source.strides[4] == source.itemsize
         layout = layout_of(self.problem, contiguous)
         g, tables = _tables(layout)
-        g[tasks.SOURCE], *g[tasks.SOURCE_STEP : tasks.SOURCE_STEP + 5] = (n * source.itemsize for n in place_and_steps(source))
-        g[tasks.RESULT], *g[tasks.RESULT_STEP : tasks.RESULT_STEP + 5] = (n * result.itemsize for n in place_and_steps(result))
+        g[tasks.SOURCE_STEP : tasks.SOURCE_STEP + 5], g[tasks.RESULT_STEP : tasks.RESULT_STEP + 5] = source.strides, result.strides
+        g[tasks.COLUMN_STEP], g[tasks.STORED] = result.strides[4] // result.itemsize, NUMBERS[self.problem.out_dtype]
         g[tasks.ROW_STEP] = g[tasks.RESULT_STEP + 4] * layout.width if layout.folded else g[tasks.RESULT_STEP + 3] * layout.spacing
         g[tasks.SKIPPING], g[tasks.VECTORS] = finite, contiguous and self.problem.stride[2] <= 2
         shares = -(-self.problem.groups // layout.groups_at_once)
@@ -95,6 +95,7 @@ class Call:
 def _tables(layout: Layout) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Geometry without the fields that the arrays decide, and the tables."""
     p, t, g = layout.problem, layout.tile, np.zeros(tasks.FIELDS, np.int64)
+    g[tasks.LOADED] = NUMBERS[p.dtype]
     g[tasks.GROUPS], g[tasks.SOURCES], g[tasks.RESULTS], g[tasks.BLOCKS] = p.groups, p.in_per_group, p.out_per_group, layout.blocks
     g[tasks.DEPTH], g[tasks.HEIGHT], g[tasks.WIDTH] = p.out_size
     g[tasks.PLANES], _, g[tasks.TAPS] = p.kernel

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..arrays import AnyArray
+from ..arrays import ELEMENTS, AnyArray, storage_view
 from ..problem import Problem
 from .axes import Axis, Part, axis_parts
 from .direct import Direct
@@ -111,13 +111,14 @@ class FilterGradientSetup:
 
     @property
     def packed_bytes(self) -> int:
-        return 8 + self.problem.in_channels * np.dtype(self.problem.dtype).itemsize + sum(setup.packed_bytes for setup in self._setups)
+        bias = self.problem.in_channels * ELEMENTS[self.problem.dtype].storage.itemsize
+        return 8 + bias + sum(setup.packed_bytes for setup in self._setups)
 
     def pack(self, weight: AnyArray, bias: AnyArray | None) -> tuple[AnyArray, ...]:
         p, finite = self.problem, np.array([np.isfinite(weight).all()], np.int64)
         if not finite[0]:
             return finite, *Direct().setup(p).pack(weight, bias)
-        packed = [finite, np.zeros(p.in_channels, weight.dtype) if bias is None else np.array(bias)]
+        packed = [finite, storage_view(np.zeros(p.in_channels, weight.dtype) if bias is None else np.array(bias))]
         for part in self.parts:
             if part.setup:
                 depth, height, width = part.taps

@@ -14,6 +14,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from .elements import converted, each_stored
 from .simd import I64, Vectors, int64
 from .target import target
 
@@ -36,8 +37,8 @@ class Tile:
 def tile_sums(tile: Tile) -> Any:
     """The intrinsic that computes one tile of the result.
 
-    ``sums(like, bands, taps, masks, width, lines, column, weight, bias, result, row_step, channel_step, rows, channels, lanes)`` writes,
-    for r < rows and o < channels, the columns l whose bit of ``lanes`` is set:
+    ``sums(like, bands, taps, masks, width, lines, column, weight, bias, result, row_step, channel_step, rows, channels, lanes, number)``
+    writes, for r < rows and o < channels, the columns l whose bit of ``lanes`` is set, as the dtype with this ``number`` (``elements``):
 
         result[o, r, l] = bias[o] + sum over heights h, bands b of h, taps k, kernel rows j < h of
                           weight[h][b, k, j, o] * line(b, r + j)[column + shift(k) + l]
@@ -55,13 +56,14 @@ def tile_sums(tile: Tile) -> Any:
 
     @intrinsic
     def sums(  # type: ignore[no-untyped-def]
-        typingctx, like, bands, taps, masks, width, lines, column, weight, bias, result, row_step, channel_step, rows, channels, lanes
+        typingctx, like, bands, taps, masks, width, lines, column, weight, bias,
+        result, row_step, channel_step, rows, channels, lanes, number,
     ):  # fmt: skip
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             _Sums(tile, builder, signature.args[0].dtype, arguments[1:]).emit()
             return context.get_dummy_value()
 
-        return types.void(like, *[types.int64] * 14), codegen
+        return types.void(like, *[types.int64] * 15), codegen
 
     return sums
 
@@ -72,7 +74,7 @@ class _Sums:
     def __init__(self, tile: Tile, builder: Any, dtype: Any, arguments: Any) -> None:
         self.tile, self.builder, self.v = tile, builder, Vectors(builder, dtype)
         (self.bands, self.taps, self.masks, self.width, self.lines, self.column, self.weight, self.bias,
-         self.result, self.row_step, self.channel_step, self.rows, self.channels, self.lanes) = arguments  # fmt: skip
+         self.result, self.row_step, self.channel_step, self.rows, self.channels, self.lanes, self.number) = arguments  # fmt: skip
 
     def emit(self) -> None:
         t, v = self.tile, self.v
@@ -80,7 +82,7 @@ class _Sums:
         sums = [bias for bias in biases for _ in range(t.rows * t.vectors)]
         for i, height in enumerate(t.heights):
             sums = self._add_bands(height, i, sums)
-        self._store(sums)
+        each_stored(v, self.number, lambda stored: self._store(sums, stored))
 
     def _add_bands(self, height: int, index: int, sums: list[Any]) -> list[Any]:
         """The sums after all bands of one height."""
@@ -115,44 +117,45 @@ class _Sums:
                 for row, factor in rows:
                     for o in range(t.channels):
                         n = (o * t.rows + row) * t.vectors + i
-                        new[n] = v.fma(factor[o], cells, new[n])
+                        new[n] = v.multiply_add(factor[o], cells, new[n])
         return new
 
-    def _store(self, sums: list[Any]) -> None:
+    def _store(self, sums: list[Any], stored: Vectors) -> None:
         b, v, t = self.builder, self.v, self.tile
         masks = [v.mask_of(b.lshr(self.lanes, int64(i * v.lanes))) for i in range(t.vectors)]
         for o in range(t.channels):
             with b.if_then(b.icmp_signed("<", int64(o), self.channels)):
                 for row in range(t.rows):
                     with b.if_then(b.icmp_signed("<", int64(row), self.rows)):
-                        start = self._row(o, row)
+                        start = stored.pointer(self._row(o, row))
                         for i, mask in enumerate(masks):
-                            v.masked_store(sums[(o * t.rows + row) * t.vectors + i], v.at(start, i * v.lanes), mask)
+                            value = converted(sums[(o * t.rows + row) * t.vectors + i], v, stored)
+                            stored.masked_store(value, stored.at(start, i * v.lanes), mask)
 
     def _row(self, channel: int, row: int) -> Any:
-        """Pointer to the first element of one row of the result."""
+        """Address of the first element of one row of the result."""
         b = self.builder
         place = b.add(b.mul(self.channel_step, int64(channel)), b.mul(self.row_step, int64(row)))
-        return self.v.pointer(b.add(self.result, place))
+        return b.add(self.result, place)
 
     def _int64(self, address: Any, index: Any) -> Any:
         return _int64_at(self.builder, address, index)
 
 
 @intrinsic
-def copy_lines(typingctx, like, source, target, copies, count, masks, vectors):  # type: ignore[no-untyped-def]
-    """Copy ``count`` rows of ``vectors`` vectors of the dtype of ``like``.
+def copy_lines(typingctx, like, number, source, target, copies, count, masks, vectors):  # type: ignore[no-untyped-def]
+    """Copy ``count`` rows of ``vectors`` vectors, elements of the dtype with this number (``elements``), to the dtype of ``like``.
 
     copies[i] = (place of row i after ``source``, place of its copy after ``target``), int64 bytes.  Bit l of the int64 masks[j] names
     lane l of vector j; the other lanes are not read, their copies become zero.  All arguments but ``like`` are int64, addresses in bytes.
     """
-    return types.void(like, *[types.int64] * 6), _copying(1)
+    return types.void(like, *[types.int64] * 7), _copying(1)
 
 
 @intrinsic
-def split_lines(typingctx, like, source, target, copies, count, masks, vectors):  # type: ignore[no-untyped-def]
+def split_lines(typingctx, like, number, source, target, copies, count, masks, vectors):  # type: ignore[no-untyped-def]
     """As ``copy_lines`` from twice as many vectors: ``vectors`` vectors of even elements, then those of odd elements."""
-    return types.void(like, *[types.int64] * 6), _copying(2)
+    return types.void(like, *[types.int64] * 7), _copying(2)
 
 
 def _copying(phases: int) -> Callable[[Any, Any, Any, Any], Any]:
@@ -160,24 +163,30 @@ def _copying(phases: int) -> Callable[[Any, Any, Any, Any], Any]:
 
     def codegen(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
         v = Vectors(b, signature.args[0].dtype)
-        source, target, copies, count, masks, vectors = arguments[1:]
+        number, source, target, copies, count, masks, vectors = arguments[1:]
+        each_stored(v, number, lambda stored: copy_rows(v, stored, source, target, copies, count, masks, vectors))
+        return context.get_dummy_value()
+
+    def copy_rows(v: Vectors, stored: Vectors, source: Any, target: Any, copies: Any, count: Any, masks: Any, vectors: Any) -> None:
+        b = v.builder
 
         def copy_row(i: Any, carried: list[Any]) -> list[Any]:
             ends = [_int64_at(b, copies, b.add(b.mul(i, int64(2)), int64(end))) for end in range(2)]
-            start, place = (v.pointer(b.add(base, end)) for base, end in zip((source, target), ends))
+            start, place = stored.pointer(b.add(source, ends[0])), v.pointer(b.add(target, ends[1]))
 
             def copy_vectors(j: Any, carried: list[Any]) -> list[Any]:
-                numbers = [b.add(b.mul(j, int64(phases)), int64(part)) for part in range(phases)]
-                cells = [v.masked_load(v.at(start, b.mul(n, int64(v.lanes))), v.mask_of(_int64_at(b, masks, n))) for n in numbers]
+                cells = []
+                for part in range(phases):
+                    n = b.add(b.mul(j, int64(phases)), int64(part))
+                    cells.append(stored.masked_load(stored.at(start, b.mul(n, int64(v.lanes))), v.mask_of(_int64_at(b, masks, n))))
                 for phase in range(phases):
-                    part = v.shuffle(cells[0], cells[1], range(phase, 2 * v.lanes, 2)) if phases == 2 else cells[0]
-                    v.store(part, v.at(place, b.mul(b.add(j, b.mul(vectors, int64(phase))), int64(v.lanes))))
+                    part = stored.shuffle(cells[0], cells[1], range(phase, 2 * v.lanes, 2)) if phases == 2 else cells[0]
+                    v.store(converted(part, stored, v), v.at(place, b.mul(b.add(j, b.mul(vectors, int64(phase))), int64(v.lanes))))
                 return []
 
             return _loop(b, vectors, [], copy_vectors)
 
         _loop(b, count, [], copy_row)
-        return context.get_dummy_value()
 
     return codegen
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
+from ..arrays import ELEMENTS
 from ..problem import Problem
 from .filter_kernel import NARROW, SEVERAL, WIDE, Tile
 from .target import target
@@ -19,12 +21,13 @@ TASK_PRODUCTS = 1 << 17  # long against a task's scheduling, short against the w
 ALIGNMENT = 64
 
 # The cost model, in cycles: of a task, of a tile, of a line, of copying a vector whose columns lie 1, 2 or more apart, of loading a
-# vector that crosses cache lines, of what a task computes in one cycle.
+# vector that crosses cache lines, of a vector's multiply-add.
 TASK_CYCLES = 300.0
 TILE_CYCLES = 50.0
 LINE_CYCLES = 2.0
 COPY_CYCLES = {1: 4.0, 2: 5.0, 3: 60.0}
 LOAD_CYCLES = 1.7
+PRODUCT_CYCLES = {"float32": 0.5, "float64": 0.5, "int32": 1.4, "int64": 2.0}
 CYCLES_A_SECOND = 2.5e9
 
 
@@ -114,12 +117,17 @@ class Layout:
 
     # ---- columns ---------------------------------------------------------------------------------------------------
     @property
+    def sums(self) -> np.dtype[Any]:
+        """Dtype of the sums, of lines that are copied and of the packed weight."""
+        return ELEMENTS[self.problem.dtype].accumulator
+
+    @property
     def itemsize(self) -> int:
-        return np.dtype(self.problem.dtype).itemsize
+        return self.sums.itemsize
 
     @property
     def lanes(self) -> int:
-        return target().lanes(self.problem.dtype)
+        return target().lanes(self.sums.name)
 
     @property
     def width(self) -> int:
@@ -209,7 +217,8 @@ class Layout:
         taps = 0.0
         for height, _, count in self.bands:
             loads, products = (t.rows + height - 1) * t.vectors, t.rows * t.vectors * t.channels * height
-            cycles = max(loads * LOAD_CYCLES, (products + loads) / 2)  # a masked load takes a multiply-add's place
+            # A masked load takes a multiply-add's place.
+            cycles = max(loads * LOAD_CYCLES, products * PRODUCT_CYCLES[self.sums.name] + loads / 2)
             taps += count * p.kernel[0] * p.in_per_group * p.kernel[2] * cycles
         tiles = self.tiles * self.blocks * (1 if self.folded else self.spacing * (self.columns // self.width))
         tasks = p.groups * p.out_size[0] * self.downs * self.acrosses
@@ -230,6 +239,7 @@ def layout_of(p: Problem, contiguous: bool = True) -> Layout:
     That order must not depend on the spatial size, so that a block of a volume has the bits of the whole.
     """
     in_place = p.stride[2] == 1 and (p.padding_mode == "zeros" or p.padding[2] == (0, 0))
-    straight = contiguous and in_place and not p.out_size[1] == p.kernel[1] == 1
+    element = ELEMENTS[p.dtype]
+    straight = contiguous and in_place and element.storage == element.accumulator and not p.out_size[1] == p.kernel[1] == 1
     several = p.out_per_group >= SEVERAL.channels and -(-p.out_per_group // SEVERAL.channels) * SEVERAL.channels <= 1.5 * p.out_per_group
     return min((Layout(p, tile, straight) for tile in ([SEVERAL] if several else [NARROW, WIDE])), key=lambda layout: layout.seconds)

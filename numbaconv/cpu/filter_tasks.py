@@ -12,32 +12,35 @@ from types import FunctionType
 from typing import Any
 
 import numpy as np
-from numba import from_dtype, prange, types
 
 from ..padding import PADDING, source_index
 from . import filter_kernel as tiles
-from .compile import kernel, specialise
+from .compile import kernel
+from .elements import copy_element, store_sums_as
 from .filter_kernel import Tile, copy_lines, split_lines
 from .filter_layout import ALIGNMENT
-from .simd import address_of, borrowed, lanes_of, load_element, store_element
+from .simd import address_of, borrowed, lanes_of
 from .threads import next_task
 
 Function = Callable[..., Any]
 
-# Fields of the geometry, an int64 array.  Steps count bytes; SIZE, LOW and MET have two fields, for the depth and the rows.
+# Fields of the geometry, an int64 array.  Steps count bytes, COLUMN_STEP elements; SIZE, LOW and MET have two fields, for the depth and
+# the rows; LOADED and STORED are the numbers of the dtypes of source and result.
 (
     GROUPS, DEPTH, HEIGHT, WIDTH, SOURCES, RESULTS, BLOCKS, PLANES, TAPS, DEPTH_STRIDE, DEPTH_GAP, ROW_STRIDE, COLUMN_STRIDE, COLUMN_GAP,
     COLUMN_REACH, SOURCE_WIDTH, LEFT, MODE, TILE_CHANNELS, TILE_ROWS, TILE_COLUMNS, HEIGHTS, SPACING, UNIT, REMAINDERS, TURNS, TILES,
     COLUMNS, PHASE_CELLS, GROUPS_AT_ONCE, ENTRIES, COPIES, SCRATCH, MASKS, STRAIGHT, FOLDED, ROW_STEP, BLOCK_WEIGHTS, REMAINDER_TABLE,
-    TAP_TABLE, BAND_TABLE, SKIPPING, VECTORS, TASKS, SOURCE, RESULT, SOURCE_STEP,
-) = range(47)  # fmt: skip
+    TAP_TABLE, BAND_TABLE, SKIPPING, VECTORS, TASKS, LOADED, STORED, COLUMN_STEP, SOURCE, RESULT, SOURCE_STEP,
+) = range(50)  # fmt: skip
 RESULT_STEP, SIZE, LOW, MET, FIELDS = SOURCE_STEP + 5, SOURCE_STEP + 10, SOURCE_STEP + 12, SOURCE_STEP + 14, SOURCE_STEP + 16
+
+STAGED = -1  # no number of a dtype: that of the sums
 
 _source_index = kernel()(source_index)
 
 
 def _template(function: Function) -> Function:
-    """Marks what is not compiled as it stands, but once for each tile shape: see :func:`_kernels`."""
+    """Marks what is not compiled as it stands, but once for each tile shape: see :func:`worker`."""
     return function
 
 
@@ -113,7 +116,7 @@ def _copy_cells(g, source, origin, first, last, target, like):  # type: ignore[n
         for cell in range(phase + skipped * stride, last, stride):
             index = _source_index(origin + cell, g[SOURCE_WIDTH], g[MODE])
             if index != PADDING:
-                store_element(at, load_element(source + index * g[SOURCE_STEP + 4], like))
+                copy_element(source + index * g[SOURCE_STEP + 4], at, g[LOADED], like)
             at += like.itemsize
 
 
@@ -126,9 +129,10 @@ def _copy_rows(g, source, groups, origin, cells, low, high, copied, scratch, cop
     first, target = source + origin * g[SOURCE_STEP + 4], address_of(scratch)
     for _ in range(groups):
         if g[COLUMN_STRIDE] == 2:
-            split_lines(scratch, first, target, address_of(copies), found, address_of(copied), g[PHASE_CELLS] // lanes_of(scratch))
+            vectors = g[PHASE_CELLS] // lanes_of(scratch)
+            split_lines(scratch, g[LOADED], first, target, address_of(copies), found, address_of(copied), vectors)
         else:
-            copy_lines(scratch, first, target, address_of(copies), found, address_of(copied), len(copied))
+            copy_lines(scratch, g[LOADED], first, target, address_of(copies), found, address_of(copied), len(copied))
         if not g[VECTORS] or g[MODE] != 0:
             start = first - origin * g[SOURCE_STEP + 4]
             before, after = (low, high) if g[VECTORS] else (0, 0)
@@ -184,14 +188,13 @@ def _move_tile(g, stage, result, rows, columns, channels):  # type: ignore[no-un
     for o in range(channels):
         for r in range(rows):
             at = result + o * g[RESULT_STEP + 1] + r * g[ROW_STEP]
-            for column in range(columns):
-                store_element(at + column * g[RESULT_STEP + 4], stage[(o * g[TILE_ROWS] + r) * g[TILE_COLUMNS] + column])
+            store_sums_as(stage, (o * g[TILE_ROWS] + r) * g[TILE_COLUMNS], columns, at, g[COLUMN_STEP], g[STORED])
 
 
 @_template
 def _sum_rows(g, tables, weight, weights, biases, result, rows, columns, channels, bands, masks, lines, stage):  # type: ignore[no-untyped-def]
     """Tiles of a block of result channels: ``rows`` rows, the first at the address ``result``, from the lines at the address ``lines``."""
-    item, width, height, scattered = weight.itemsize, g[TILE_COLUMNS], g[TILE_ROWS], g[RESULT_STEP + 4] != weight.itemsize
+    item, width, height, scattered = weight.itemsize, g[TILE_COLUMNS], g[TILE_ROWS], g[COLUMN_STEP] != 1
     step, tile_masks = g[ROW_STEP], width // lanes_of(weight) * g[TAPS] * 8
     band_address, tap_address, taps = address_of(bands), address_of(tables) + g[TAP_TABLE] * 8, g[TAPS]
     row = 0
@@ -199,12 +202,12 @@ def _sum_rows(g, tables, weight, weights, biases, result, rows, columns, channel
         column, mask_address = 0, address_of(masks)
         while column < columns:
             some = min(width, columns - column)
-            at, down, across = result + column * item, step, g[RESULT_STEP + 1]
+            at, down, across, stored = result + column * g[RESULT_STEP + 4], step, g[RESULT_STEP + 1], g[STORED]
             if scattered:
-                at, down, across = address_of(stage), width * item, height * width * item
+                at, down, across, stored = address_of(stage), width * item, height * width * item, STAGED
             _tile_sums(
                 weight, band_address, tap_address, mask_address, taps, lines, column * item, weights, biases,
-                at, down, across, rows - row, channels, -1 if some == 64 else (1 << some) - 1,
+                at, down, across, rows - row, channels, -1 if some == 64 else (1 << some) - 1, stored,
             )  # fmt: skip
             if scattered:
                 _move_tile(g, stage, result + column * g[RESULT_STEP + 4], min(rows - row, height), some, channels)
@@ -241,8 +244,11 @@ def _sum_groups(g, tables, weight, bias, first, groups, result, rows, columns, b
 
 # ---- tasks -------------------------------------------------------------------------------------------------------------
 @_template
-def _worker(geometry, tables, source, weight, bias, result, counter):  # type: ignore[no-untyped-def]
-    """Tasks until none is left: each a block of result rows and columns of one plane, for some groups of one image."""
+def _worker(geometry, tables, weight, bias, counter):  # type: ignore[no-untyped-def]
+    """Tasks until none is left: each a block of result rows and columns of one plane, for some groups of one image.
+
+    weight, bias : arrays of the dtype of the sums.
+    """
     g, lanes, spare = borrowed(geometry), lanes_of(weight), ALIGNMENT // weight.itemsize
     memory = np.zeros(g[SCRATCH] + spare, weight.dtype)
     memory = memory[-address_of(memory) // weight.itemsize % spare :]
@@ -269,7 +275,7 @@ def _worker(geometry, tables, source, weight, bias, result, counter):  # type: i
             masked, low = across, min(cells, max(0, -origin))
             high = max(low, min(cells, g[SOURCE_WIDTH] - origin))
             _set_masks(g, low, high, lanes, masks, copied)
-        start = address_of(source) + g[SOURCE] + image * g[SOURCE_STEP] + first * g[SOURCES] * g[SOURCE_STEP + 1]
+        start = g[SOURCE] + image * g[SOURCE_STEP] + first * g[SOURCES] * g[SOURCE_STEP + 1]
         if g[STRAIGHT]:
             _point_lines(g, table, start + origin * weight.itemsize, groups, d, down, address_of(scratch), lines)
         if planned != d * g[HEIGHT] + down:
@@ -279,20 +285,14 @@ def _worker(geometry, tables, source, weight, bias, result, counter):  # type: i
                 found = _plan_copies(g, table, d, down, scratch, lines, copies)
         if not g[STRAIGHT]:
             _copy_rows(g, start, groups, origin, cells, low, high, copied, scratch, copies, found)
-        start = address_of(result) + g[RESULT] + image * g[RESULT_STEP] + first * g[RESULTS] * g[RESULT_STEP + 1]
+        start = g[RESULT] + image * g[RESULT_STEP] + first * g[RESULTS] * g[RESULT_STEP + 1]
         start += d * g[RESULT_STEP + 2] + down * g[RESULT_STEP + 3] + across * g[RESULT_STEP + 4]
         _sum_groups(g, table, borrowed(weight), borrowed(bias), first, groups, start, rows, columns, bands, masks, lines, stage)
 
 
-@_template
-def _team(threads, geometry, tables, source, weight, bias, result, counter):  # type: ignore[no-untyped-def]
-    for _ in prange(threads):
-        _worker(geometry, tables, source, weight, bias, result, counter)
-
-
 @cache
-def _kernels(tile: Tile) -> tuple[Function, Function]:
-    """Worker and team for one tile shape: the functions above with its intrinsic."""
+def worker(tile: Tile) -> Function:
+    """The worker for one tile shape: the functions above with its intrinsic."""
     name, sums = {
         tiles.NARROW: ("narrow", tiles.narrow_sums),
         tiles.WIDE: ("wide", tiles.wide_sums),
@@ -300,8 +300,7 @@ def _kernels(tile: Tile) -> tuple[Function, Function]:
     }[tile]
     rows = kernel()(_instance(_sum_rows, name, _tile_sums=sums))
     groups = kernel()(_instance(_sum_groups, name, _sum_rows=rows))
-    worker = kernel()(_instance(_worker, name, _sum_groups=groups))
-    return worker, kernel(parallel=True)(_instance(_team, name, _worker=worker))
+    return kernel()(_instance(_worker, name, _sum_groups=groups))
 
 
 def _instance(function: Function, name: str, **names: Any) -> Function:
@@ -309,13 +308,3 @@ def _instance(function: Function, name: str, **names: Any) -> Function:
     instance = FunctionType(function.__code__, function.__globals__ | names, f"{function.__name__}_{name}")
     instance.__qualname__ = instance.__name__
     return instance
-
-
-@cache
-def compiled(tile: Tile, dtype: str, parallel: bool) -> tuple[Function, Function]:
-    """Worker and team, one of them compiled: read-only and writeable sources share it."""
-    numbers, elements = types.int64[::1], types.Array(from_dtype(np.dtype(dtype)), 1, "C")
-    arguments = (numbers, numbers, elements.copy(readonly=True), elements, elements, elements, numbers)
-    worker, team = _kernels(tile)
-    specialise(*((team, (types.int64, *arguments)) if parallel else (worker, arguments)))
-    return worker, team

@@ -35,6 +35,12 @@ def place_and_steps(array: AnyArray) -> list[int]:
     return [sum((1 - n) * step for n, step in zip(array.shape, steps) if step < 0 < n), *steps]
 
 
+def address(array: AnyArray) -> int:
+    """Byte address of element [0, ..., 0]."""
+    place: int = array.__array_interface__["data"][0]
+    return place
+
+
 class Layouts(Generic[Geometry]):
     """The geometries that ``make(source, result, *more)`` worked out, remembered by the layouts of the two arrays (and ``more``).
 

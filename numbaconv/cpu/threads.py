@@ -70,11 +70,6 @@ def share(worker: Callable[..., None], arguments: tuple[Any, ...], tasks: int, s
             _team(threads, address, everything)
 
 
-def launch(worker: Callable[..., None], team: Callable[..., None], arguments: tuple[Any, ...], tasks: int, seconds: float) -> None:
-    """:func:`share`, for callers that still have a team of their own."""
-    share(worker, arguments, tasks, seconds)
-
-
 @kernel(parallel=True)
 def _team(threads, address, arguments):  # type: ignore[no-untyped-def]
     for _ in prange(threads):
