@@ -30,10 +30,12 @@ from . import winograd_kernels as kernels
 from .axes import Line, axis_parts, merged
 from .gemm import TILE_ROWS, TILE_VECTORS
 from .layouts import Layouts
+from .pack_weight import pack_weight
 from .target import target
 from .threads import most_threads, share, team_size
 from .winograd_matrices import IDENTITY, Factor
 from .winograd_transforms import loads, shape_of, table_fields
+from .winograd_weight import pack_transformed
 
 FACTORS = {1: (IDENTITY,), 3: (Factor(2, 3), Factor(4, 3)), 5: (Factor(2, 5), Factor(4, 5)), 7: (Factor(2, 7),)}
 """What there is for a kernel's size along one axis."""
@@ -135,8 +137,8 @@ def _growth(factors: Factors, channels: int) -> float:
 class WinogradSetup:
     """Winograd convolution set up for one problem.
 
-    ``pack`` returns the transformed weight, the weight as (groups, channels, taps, filters) for what the definition must compute,
-    and the bias.
+    ``pack`` returns the transformed weight, the weight as (groups, row blocks, channels, taps, TILE_ROWS) for what the definition must
+    compute, and the bias.
     """
 
     problem: Problem
@@ -238,19 +240,21 @@ class WinogradSetup:
     @property
     def packed_bytes(self) -> int:
         p = self.problem
-        transformed = p.groups * self.row_blocks * TILE_ROWS * self.channels * self.products
-        return (transformed + math.prod(p.weight_shape) + p.result_channels) * np.dtype(p.dtype).itemsize
+        rows = p.groups * self.row_blocks * TILE_ROWS * self.channels
+        return (rows * (self.products + p.taps) + p.result_channels) * np.dtype(p.dtype).itemsize
 
     # ---- arrays --------------------------------------------------------------------------------------------------
     def pack(self, weight: AnyArray, bias: AnyArray | None) -> tuple[AnyArray, ...]:
         p = self.problem
-        split = weight.reshape(p.groups, p.out_per_group, p.in_per_group, *p.kernel)
-        if p.transposed:
-            split = split.swapaxes(1, 2)[..., ::-1, ::-1, ::-1]
-        filters = np.array(split.reshape(*split.shape[:3], p.taps).transpose(0, 2, 3, 1), order="C").reshape(-1)
-        packed = np.empty(p.groups * self.row_blocks * TILE_ROWS * self.channels * self.products, weight.dtype)
-        matrices = [np.array(factor.weight, np.float64) for factor in self.factors]
-        kernels.pack_weight(filters, *matrices, p.groups, self.channels, self.chain, self.filters, self.rows, packed)
+        rows = p.groups * self.row_blocks * TILE_ROWS * self.channels
+        filters, packed = np.empty(rows * p.taps, weight.dtype), np.empty(rows * self.products, weight.dtype)
+        steps = [step // weight.itemsize for step in weight.strides]
+        of_filter, of_channel = (steps[1], steps[0]) if p.transposed else (steps[0], steps[1])
+        numbers = [_address(weight), steps[0] * p.out_per_group, of_filter, of_channel, p.groups, self.filters, self.channels, 1, 1]
+        taps = [sum(k * step for k, step in zip(tap, steps[2:])) for tap in itertools.product(*map(range, p.kernel))]
+        pack_weight(np.array(numbers, np.int64), np.array(taps[::-1] if p.transposed else taps, np.int64), filters, 0)
+        counts = [p.groups, self.row_blocks, self.channels, p.taps, self.products, self.chain, self.rows]
+        pack_transformed(shape_of(self.factors), np.array(counts, np.int64), filters, packed)
         return packed, filters, np.zeros(p.result_channels, weight.dtype) if bias is None else bias.copy()
 
     def run(self, source: AnyArray, packed: tuple[AnyArray, ...], result: AnyArray) -> None:

@@ -62,7 +62,7 @@ class Task(NamedTuple):
 def worker(shape, geometry, weight, filters, bias, counter):  # type: ignore[no-untyped-def]
     """Tasks until none is left: each a block of tiles, some tiles deep, and a share of the filters.
 
-    shape : the factors; weight : transformed, see pack_weight; filters : (groups, channels, taps, filters); bias : all filters'.
+    shape : the factors; weight : transformed, see winograd_weight; filters : (groups, row blocks, channels, taps, TILE_ROWS); bias : all.
     """
     g = geometry
     work = _workspace(g, weight)
@@ -386,7 +386,8 @@ def _define(g, group, image, d, h, w, first, filters, bias, total):  # type: ign
     """The sums of one pixel: bias, then channels, then taps.  Padding is a value; beyond a gradient's source there is none."""
     for f in range(len(total)):  # assigning a slice of another array compiles the message of an error for seconds
         total[f] = bias[group * g[FILTERS] + first + f]
-    at = group * g[CHANNELS] * g[TAPS] * g[TAPS + 1] * g[TAPS + 2] * g[FILTERS] + first
+    block = g[CHANNELS] * g[TAPS] * g[TAPS + 1] * g[TAPS + 2] * TILE_ROWS
+    at = group * -(-g[FILTERS] // TILE_ROWS) * block
     for channel in range(group * g[CHANNELS], (group + 1) * g[CHANNELS]):
         source = g[SOURCE] + image * g[SOURCE_IMAGE] + channel * g[SOURCE_CHANNEL]
         for kd in range(g[TAPS]):
@@ -400,54 +401,6 @@ def _define(g, group, image, d, h, w, first, filters, bias, total):  # type: ign
                         place = sd * g[SOURCE_STRIDE] + sh * g[SOURCE_STRIDE + 1] + sw * g[SOURCE_STRIDE + 2]
                         x = load_element(source + place, total) if there else total.dtype.type(0)
                         for f in range(len(total)):
-                            total[f] += x * filters[at + f]
-                    at += g[FILTERS]
-
-
-# ---- packing -----------------------------------------------------------------------------------------------------------
-@kernel()
-def pack_weight(filters, depth, height, width, groups, channels, chain, count, rows, packed):  # type: ignore[no-untyped-def]
-    """Transform filters (groups, channels, taps, count), in double precision, into the order in which :func:`_multiply` reads them.
-
-    depth, height, width : the weight matrices, float64; chain : channels of a chain; count : filters of a group; rows : row blocks of
-        one pass.
-    packed : groups, passes, products, chains, row blocks of the pass, channels of the chain, TILE_ROWS; zero rows last.
-    """
-    row_blocks = -(-count // TILE_ROWS)
-    taps = depth.shape[1] * height.shape[1] * width.shape[1]
-    products = len(depth) * len(height) * len(width)
-    first_axis, second_axis = np.empty(taps * 8 * TILE_ROWS), np.empty(products * TILE_ROWS)
-    numbers, across = np.zeros(taps * TILE_ROWS), np.empty(products * TILE_ROWS)
-    for block in range(groups * row_blocks):
-        group, row = block // row_blocks, block % row_blocks
-        start = row // rows * rows
-        together, present = min(rows, row_blocks - start), min(TILE_ROWS, count - row * TILE_ROWS)
-        numbers[:] = 0
-        for channel in range(channels):
-            for tap in range(taps):
-                at = ((group * channels + channel) * taps + tap) * count + row * TILE_ROWS
-                for r in range(present):
-                    numbers[tap * TILE_ROWS + r] = filters[at + r]
-            _contract(numbers, width, depth.shape[1] * height.shape[1], TILE_ROWS, first_axis)
-            _contract(first_axis, height, depth.shape[1], len(width) * TILE_ROWS, second_axis)
-            _contract(second_axis, depth, 1, len(height) * len(width) * TILE_ROWS, across)
-            begin = channel // chain * chain
-            length = min(chain, channels - begin)
-            for p in range(products):
-                at = ((group * row_blocks + start) * products + p * together) * channels + begin * together
-                at = (at + (row - start) * length + channel - begin) * TILE_ROWS
-                for r in range(TILE_ROWS):
-                    packed[at + r] = across[p * TILE_ROWS + r]
-
-
-@kernel()
-def _contract(numbers, matrix, before, after, result):  # type: ignore[no-untyped-def]
-    """result[b, t, a] = sum over k of matrix[t, k] * numbers[b, k, a]."""
-    for b in range(before):
-        for t in range(len(matrix)):
-            to = result[(b * len(matrix) + t) * after : (b * len(matrix) + t + 1) * after]
-            to[:] = 0
-            for k in range(matrix.shape[1]):
-                source = numbers[(b * matrix.shape[1] + k) * after : (b * matrix.shape[1] + k + 1) * after]
-                for a in range(after):
-                    to[a] += matrix[t, k] * source[a]
+                            row = first + f
+                            total[f] += x * filters[at + row // TILE_ROWS * block + row % TILE_ROWS]
+                    at += TILE_ROWS

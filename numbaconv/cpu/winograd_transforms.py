@@ -38,7 +38,7 @@ def shape_of(factors: tuple[Factor, ...]) -> AnyArray:
     return np.zeros(0, [(name, np.int8, factor) for name, factor in zip(("depth", "height", "width"), factors)])
 
 
-def _factors(shape: Any) -> list[Factor]:
+def factors_of(shape: Any) -> list[Factor]:
     """The factors from the Numba type of what :func:`shape_of` returns."""
     return [Factor(*field.type.shape) for field in shape.dtype.fields.values()]
 
@@ -289,7 +289,7 @@ def transform_group(  # type: ignore[no-untyped-def]
 
 
 def _emit_transform(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    dtype, factors = signature.args[1].dtype, _factors(signature.args[0])
+    dtype, factors = signature.args[1].dtype, factors_of(signature.args[0])
 
     def emit(
         b: Any, cells: Any, step: Any, width: Any, all_channels: Any, table: Any, entry: Any, lanes: Any, first_lane: Any,
@@ -381,7 +381,7 @@ def restore_group(  # type: ignore[no-untyped-def]
 
 
 def _emit_restore(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    dtype, factors = signature.args[1].dtype, _factors(signature.args[0])
+    dtype, factors = signature.args[1].dtype, factors_of(signature.args[0])
 
     def emit(
         b: Any, sums: Any, first: Any, step: Any, row_step: Any, table: Any, entry: Any, lanes: Any, first_lane: Any,
