@@ -25,12 +25,13 @@ LAYERS = """
     cpu/simd
     cpu/elements cpu/gemm cpu/threads cpu/winograd_transforms
     cpu/copies
-    cpu/filter_kernel cpu/pack cpu/pack_weight cpu/rows cpu/weight_tiles cpu/winograd_products cpu/winograd_weight
-    cpu/direct_weight cpu/filter_layout cpu/weight_grad cpu/winograd_kernels
-    cpu/direct cpu/filter_tasks
+    cpu/fft_kernel cpu/filter_kernel cpu/pack cpu/pack_weight cpu/rows cpu/weight_tiles cpu/winograd_products cpu/winograd_weight
+    cpu/direct_weight cpu/fft_layout cpu/filter_layout cpu/weight_grad cpu/winograd_kernels
+    cpu/direct cpu/fft_tasks cpu/filter_tasks
     cpu/filter_forward cpu/implicit_gemm cpu/winograd
     cpu/filter_gradient
     cpu/filter
+    cpu/fft
     cpu
     explanation
     plans
@@ -47,7 +48,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS.strip().splitlines()) 
 # The registry of a device, which choose loads inside a function when it is first asked.
 UPWARDS = {("choose", "cpu")}
 COMMANDS = {"bench", "demo", "warmup", "__main__"}  # may look into cpu, to say what it compiles for
-LLVMLITE = {"cpu/copies", "cpu/elements", "cpu/filter_kernel", "cpu/halves", "cpu/simd", "cpu/target", "cpu/winograd_weight"}
+LLVMLITE = {f"cpu/{name}" for name in ("copies", "elements", "fft_kernel", "filter_kernel", "halves", "simd", "target", "winograd_weight")}
 # Optional packages, each imported in one place, inside a function.
 OPTIONAL = {"ml_dtypes", "safetensors", "matplotlib", "PIL", "scipy", "nibabel", "nilearn", "tqdm"}
 PEERS = {"torch", "jax", "onnx", "onnxruntime", "openvino", "cv2", "scipy"}  # that bench/contenders compares with, inside functions

@@ -2,6 +2,7 @@
 
 from ..choose import Algorithm
 from .direct import Direct
+from .fft import Fft
 from .filter import Filter
 from .implicit_gemm import ImplicitGemm
 from .weight_grad import WeightGemm
@@ -10,6 +11,7 @@ from .winograd import Winograd
 ALGORITHMS: tuple[Algorithm, ...] = (
     Winograd("winograd", "transform"),
     Winograd("winograd_fast", "loose"),
+    Fft(),
     Filter(),
     ImplicitGemm(),
     WeightGemm(),

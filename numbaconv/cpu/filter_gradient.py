@@ -57,6 +57,13 @@ class GradientPart:
         """Positions in the kernel, along each axis, by ascending source cell."""
         return tuple(axis.taps[::-1] for axis in self.axes)
 
+    def weight(self, weight: AnyArray) -> AnyArray:
+        """The weight of the forward convolution."""
+        p, (depth, height, width) = self.problem, self.taps
+        taken = weight[:, :, depth][:, :, :, height][..., width]
+        taken = taken.reshape(p.groups, p.out_per_group, p.in_per_group, *taken.shape[2:]).swapaxes(1, 2)
+        return taken.reshape(p.in_channels, p.out_per_group, *taken.shape[3:])
+
     def of_source(self, source: AnyArray) -> AnyArray:
         """The source cells that are met."""
         assert self.met is not None
@@ -121,10 +128,7 @@ class FilterGradientSetup:
         packed = [finite, storage_view(np.zeros(p.in_channels, weight.dtype) if bias is None else np.array(bias))]
         for part in self.parts:
             if part.setup:
-                depth, height, width = part.taps
-                taken = weight[:, :, depth][:, :, :, height][..., width]
-                taken = taken.reshape(p.groups, p.out_per_group, p.in_per_group, *taken.shape[2:]).swapaxes(1, 2)
-                packed += part.setup.pack(taken.reshape(p.in_channels, p.out_per_group, *taken.shape[3:]), bias)
+                packed += part.setup.pack(part.weight(weight), bias)
         return tuple(packed)
 
     def run(self, source: AnyArray, packed: tuple[AnyArray, ...], result: AnyArray) -> None:

@@ -15,7 +15,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from .elements import converted, each_stored
-from .simd import I64, Vectors, int64
+from .simd import I64, Vectors, counted, int64
 from .target import target
 
 
@@ -97,9 +97,9 @@ class _Sums:
                 weight, *before = carried
                 return [b.add(weight, step), *self._tap_sums(height, k, lines, weight, before)]
 
-            return _loop(b, self.width, carried, add_tap)
+            return counted(b, self.width, carried, add_tap)
 
-        return _loop(b, count, [b.add(self.weight, offset), *sums], add_band)[1:]
+        return counted(b, count, [b.add(self.weight, offset), *sums], add_band)[1:]
 
     def _tap_sums(self, height: int, k: Any, lines: Any, weight: Any, sums: list[Any]) -> list[Any]:
         """The sums after one tap of ``height`` kernel rows; every source vector is loaded once."""
@@ -184,33 +184,15 @@ def _copying(phases: int) -> Callable[[Any, Any, Any, Any], Any]:
                     v.store(converted(part, stored, v), v.at(place, b.mul(b.add(j, b.mul(vectors, int64(phase))), int64(v.lanes))))
                 return []
 
-            return _loop(b, vectors, [], copy_vectors)
+            return counted(b, vectors, [], copy_vectors)
 
-        _loop(b, count, [], copy_row)
+        counted(b, count, [], copy_row)
 
     return codegen
 
 
 def _int64_at(builder: Any, address: Any, index: Any) -> Any:
     return builder.load(builder.gep(builder.inttoptr(address, I64.as_pointer()), [index]))
-
-
-def _loop(b: Any, count: Any, carried: list[Any], body: Callable[[Any, list[Any]], list[Any]]) -> list[Any]:
-    """``for i in range(count): carried = body(i, carried)``; the values after it."""
-    before = b.block
-    head, inside, after = (b.append_basic_block("filter." + name) for name in ("head", "body", "after"))
-    b.branch(head)
-    b.position_at_end(head)
-    i, values = b.phi(I64), [b.phi(value.type) for value in carried]
-    b.cbranch(b.icmp_signed("<", i, count), inside, after)
-    b.position_at_end(inside)
-    new = body(i, list(values))
-    for phi, start, end in zip([i, *values], [int64(0), *carried], [b.add(i, int64(1)), *new]):
-        phi.add_incoming(start, before)
-        phi.add_incoming(end, b.block)
-    b.branch(head)
-    b.position_at_end(after)
-    return list(values)
 
 
 def _fence(builder: Any) -> None:

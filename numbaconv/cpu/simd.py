@@ -198,6 +198,24 @@ class Vectors:
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, signature, name), arguments)
 
 
+def counted(b: Any, count: Any, carried: list[Any], body: Callable[[Any, list[Any]], list[Any]]) -> list[Any]:
+    """``for i in range(count): carried = body(i, carried)``; the values after it."""
+    before = b.block
+    head, inside, after = (b.append_basic_block("counted." + name) for name in ("head", "body", "after"))
+    b.branch(head)
+    b.position_at_end(head)
+    i, values = b.phi(I64), [b.phi(value.type) for value in carried]
+    b.cbranch(b.icmp_signed("<", i, count), inside, after)
+    b.position_at_end(inside)
+    new = body(i, list(values))
+    for phi, start, end in zip([i, *values], [int64(0), *carried], [b.add(i, int64(1)), *new]):
+        phi.add_incoming(start, before)
+        phi.add_incoming(end, b.block)
+    b.branch(head)
+    b.position_at_end(after)
+    return list(values)
+
+
 def outlined(builder: Any, name: str, result: Any, arguments: Sequence[Any], emit: Callable[..., Any]) -> Any:
     """Call a function of the module's own, which ``emit(builder, *arguments)`` writes when it is first asked for by this name.
 
