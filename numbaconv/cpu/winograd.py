@@ -62,7 +62,7 @@ PICKS = target().vector_bytes == 64
 CELL_BYTES = 1_200_000
 """Transformed cells of a task that stay in the second-level cache."""
 
-SUM_BYTES = 320_000
+SUM_BYTES = 160_000
 MOST_ROWS = 8
 
 # The cost model, in cycles a vector and product of a tile: of transforming a channel, or a filter's sums; of one multiply-add, and of
@@ -177,7 +177,7 @@ class WinogradSetup:
         """Vectors of tiles of a task: as many as a row of the register tile if their cells stay in the second-level cache."""
         each = self.products * self.channels * target().vector_bytes
         fitting = CELL_BYTES // each
-        return TILE_VECTORS if fitting < 2 else min(TILE_VECTORS, fitting)
+        return min(TILE_VECTORS, fitting) if fitting else TILE_VECTORS
 
     @property
     def rows(self) -> int:
@@ -196,7 +196,7 @@ class WinogradSetup:
         depths = 1 if self.factors[0] == IDENTITY else -(-high // -(-high // self.vectors))
         block = self._block(stacks, plane[1], self.factors[2].outputs, depths)
         each = self._cycles(block, stacks, plane[1], self.factors[2].outputs, depths)
-        return self.problem.groups * -(-high // depths if depths > 1 else 1) * each / CYCLES_A_SECOND
+        return self.problem.groups * (-(-high // depths) if depths > 1 else 1) * each / CYCLES_A_SECOND
 
     def _block(self, stacks: int, across: int, segments: int, depths: int) -> int:
         """Stacks of tiles of a task: what fits the cache, or fewer whole rows of ``across`` tiles where they fill the groups better."""
@@ -223,6 +223,18 @@ class WinogradSetup:
             cycles += groups * depths * transform + filters * self.channels * (vectors * PRODUCT_CYCLES + WEIGHT_CYCLES)
         return cycles * self.products * stacks / shown
 
+    def _cells(self, width: int) -> tuple[int, int, int]:
+        """Elements from product to product, from channel to channel, and of all transformed cells of ``width`` lanes.
+
+        A transform writes all products of one channel, a matrix product reads all channels of one product: what there is less of lies
+        further apart, so that either walks through few pages of memory.  An odd number of lines apart, they share no cache sets.
+        """
+        if self.channels < self.products:
+            row = (self.products * width // kernels.GAP | 1) * kernels.GAP
+            return width, row, self.channels * row
+        step = (self.channels * width // kernels.GAP | 1) * kernels.GAP
+        return step, width, self.products * step
+
     @cached_property
     def workspace(self) -> int:
         """Upper bound of the bytes that ``run`` allocates, for any batch and layout."""
@@ -230,7 +242,7 @@ class WinogradSetup:
         panel = self.vectors * lanes
         sums = self.rows * TILE_ROWS * (panel + lanes)
         planes = self.vectors * 4 + cells
-        elements = self.products * (self.channels * panel + k.GAP + sums + k.GAP)
+        elements = self._cells(panel)[2] + self.products * (sums + k.GAP)
         elements += cells**3 * lanes + planes * 4 * cells * k.LINE * lanes + 2 * k.LINE * lanes + self.rows * TILE_ROWS
         wide = Factor(4, cells)
         numbers = (panel + 2) * (table_fields(wide, wide).size + 3 * lanes + 1) + 2 * planes
@@ -253,7 +265,7 @@ class WinogradSetup:
         numbers = [_address(weight), steps[0] * p.out_per_group, of_filter, of_channel, p.groups, self.filters, self.channels, 1, 1]
         taps = [sum(k * step for k, step in zip(tap, steps[2:])) for tap in itertools.product(*map(range, p.kernel))]
         pack_weight(np.array(numbers, np.int64), np.array(taps[::-1] if p.transposed else taps, np.int64), filters, 0)
-        counts = [p.groups, self.row_blocks, self.channels, p.taps, self.products, self.chain, self.rows]
+        counts = [p.groups, self.row_blocks, self.channels, p.taps, self.products, self.rows]
         pack_transformed(shape_of(self.factors), np.array(counts, np.int64), filters, packed)
         return packed, filters, np.zeros(p.result_channels, weight.dtype) if bias is None else bias.copy()
 
@@ -319,11 +331,9 @@ class WinogradSetup:
         tasks, passes = p.groups * -(-stacks // int(g[k.BLOCK])) * chunks, -(-self.row_blocks // self.rows)
         g[k.ROW_BLOCKS], g[k.SPLITS] = self.rows, min(range(1, passes + 1), key=lambda n: -(-tasks * n // threads) * (1 + 4 / n))
         g[k.TASKS] = tasks * g[k.SPLITS]
-        vectors = -(-int(g[k.BLOCK] * g[k.DEPTHS]) // lanes)
-        panels = -(-vectors // TILE_VECTORS)
-        g[k.WIDTH] = -(-vectors // panels) * lanes
-        g[k.CELL_STEP] = panels * g[k.CHANNELS] * g[k.WIDTH] + k.GAP
-        g[k.SUM_ROW] = panels * g[k.WIDTH] + lanes
+        g[k.WIDTH] = -(-int(g[k.BLOCK] * g[k.DEPTHS]) // lanes) * lanes
+        g[k.CELL_STEP], g[k.CELL_ROW], g[k.CELL_ELEMENTS] = self._cells(int(g[k.WIDTH]))
+        g[k.SUM_ROW] = g[k.WIDTH] + lanes
         g[k.SUM_STEP] = g[k.ROW_BLOCKS] * TILE_ROWS * g[k.SUM_ROW] + k.GAP
         g[k.PLANES] = (g[k.DEPTHS] - 1) * g[k.OUTPUTS] + g[k.CELLS]
         g[k.MOST_GROUPS] = -(-int(g[k.BLOCK]) // int(g[k.OUTPUTS + 2])) + 1

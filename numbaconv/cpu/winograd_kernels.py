@@ -24,9 +24,9 @@ SOURCE_SIZE, SOURCE_STRIDE, RESULT_SIZE, RESULT_STRIDE, SHIFT, TAPS, OUTPUTS, CE
 (
     SOURCE, SOURCE_IMAGE, SOURCE_CHANNEL, RESULT, RESULT_IMAGE, RESULT_CHANNEL, MODE, TRANSPOSED, GATHERED, SCATTERED,
     GROUPS, CHANNELS, CHAIN, FILTERS, PRODUCTS, STACKS, BLOCK, DEPTHS, ROW_BLOCKS, SPLITS, TASKS,
-    WIDTH, CELL_STEP, SUM_STEP, SUM_ROW, PLANES, MOST_GROUPS,
+    WIDTH, CELL_STEP, CELL_ROW, CELL_ELEMENTS, SUM_STEP, SUM_ROW, PLANES, MOST_GROUPS,
     TILE, RUN, STAGED, ROWS_IN, MASKS_IN, ROWS_OUT, MASKS_OUT, TABLE, LOADS, FIELDS,
-) = range(27, 64)  # fmt: skip
+) = range(27, 66)  # fmt: skip
 
 _source_index = kernel()(source_index)
 _cell_lane = kernel()(cell_lane)
@@ -99,7 +99,7 @@ def _workspace(g, like):  # type: ignore[no-untyped-def]
     lines = np.zeros(g[PLANES] * g[OUTPUTS + 2] * g[CELLS + 1] * LINE * lanes, like.dtype)
     table = np.empty((g[MOST_GROUPS] + 1) * g[TABLE], np.int64)
     work = Workspace(
-        _aligned(g[PRODUCTS] * g[CELL_STEP], like), _aligned(g[PRODUCTS] * g[SUM_STEP], like), _aligned(planes * lanes, like), lines,
+        _aligned(g[CELL_ELEMENTS], like), _aligned(g[PRODUCTS] * g[SUM_STEP], like), _aligned(planes * lanes, like), lines,
         np.zeros(2 * LINE * lanes, like.dtype), table, np.zeros(g[MOST_GROUPS] * 3 * lanes, np.int32),
         np.zeros(g[MOST_GROUPS], np.int64), np.empty(g[ROW_BLOCKS] * TILE_ROWS, like.dtype),
     )  # fmt: skip
@@ -129,11 +129,10 @@ def _clear_tail(g, used, work):  # type: ignore[no-untyped-def]
     """Zero the vector of cells that ``used`` lanes fill in part, and the vector of sums behind: what lies there may be slow to add up."""
     lanes = lanes_of(work.cells)
     end = -(-used // lanes) * lanes
-    panel, column = (end - lanes) // g[WIDTH], (end - lanes) % g[WIDTH]
     for p in range(g[PRODUCTS]):
-        start = p * g[CELL_STEP] + panel * g[CHANNELS] * g[WIDTH] + column
         for channel in range(g[CHANNELS] if used < end else 0):
-            work.cells[start + channel * g[WIDTH] : start + channel * g[WIDTH] + lanes] = 0
+            start = channel * g[CELL_ROW] + p * g[CELL_STEP] + end - lanes
+            work.cells[start : start + lanes] = 0
         for f in range(g[ROW_BLOCKS] * TILE_ROWS):
             start = p * g[SUM_STEP] + f * g[SUM_ROW] + end
             work.sums[start : start + lanes] = 0
@@ -251,7 +250,7 @@ def _transform(shape, g, task, work):  # type: ignore[no-untyped-def]
         own = work.table[entry : entry + g[TABLE]]
         if not own[g[STAGED]]:
             transform_group(
-                shape, work.cells, g[CELL_STEP], g[WIDTH], g[CHANNELS], work.table, entry, work.numbers, first_lane,
+                shape, work.cells, g[CELL_ROW], g[CELL_STEP], work.table, entry, work.numbers, first_lane,
                 source, g[SOURCE_CHANNEL], 0, g[CHANNELS], planes, count, task.tiles, ring, nothing,
             )  # fmt: skip
         else:
@@ -262,7 +261,7 @@ def _transform(shape, g, task, work):  # type: ignore[no-untyped-def]
                         base = source + channel * g[SOURCE_CHANNEL] + planes[k]
                         _gather(g, own, base, work.lines[k * size : (k + 1) * size])
                 transform_group(
-                    shape, work.cells, g[CELL_STEP], g[WIDTH], g[CHANNELS], work.table, in_lines, work.numbers, first_lane,
+                    shape, work.cells, g[CELL_ROW], g[CELL_STEP], work.table, in_lines, work.numbers, first_lane,
                     lines, 0, channel, 1, line_planes, count, task.tiles, ring, nothing,
                 )  # fmt: skip
 
@@ -285,17 +284,13 @@ def _gather(g, entry, base, lines):  # type: ignore[no-untyped-def]
 @kernel()
 def _multiply(g, weight, block, rows, used, work):  # type: ignore[no-untyped-def]
     """Sums over the channels, for ``rows`` row blocks of filters from number ``block`` of all on and ``used`` lanes."""
-    lanes = lanes_of(weight)
+    vectors = -(-used // lanes_of(weight))
     for p in range(g[PRODUCTS]):
-        for first in range(0, g[CHANNELS], g[CHAIN]):
-            at = ((block * g[PRODUCTS] + p * rows) * g[CHANNELS] + first * rows) * TILE_ROWS
-            for panel in range(-(-used // g[WIDTH])):
-                cells = p * g[CELL_STEP] + (panel * g[CHANNELS] + first) * g[WIDTH]
-                vectors = -(-min(g[WIDTH], used - panel * g[WIDTH]) // lanes)
-                multiply_panel(
-                    weight, at, rows, work.cells, cells, g[WIDTH], min(g[CHAIN], g[CHANNELS] - first), vectors,
-                    work.sums, p * g[SUM_STEP] + panel * g[WIDTH], g[SUM_ROW], first,
-                )  # fmt: skip
+        at = (block * g[PRODUCTS] + p * rows) * g[CHANNELS] * TILE_ROWS
+        multiply_panel(
+            weight, at, rows, work.cells, p * g[CELL_STEP], g[CELL_ROW], g[CHANNELS], g[CHAIN], vectors,
+            work.sums, p * g[SUM_STEP], g[SUM_ROW],
+        )  # fmt: skip
 
 
 @kernel()

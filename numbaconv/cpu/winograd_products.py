@@ -20,18 +20,18 @@ WEIGHT_AHEAD = 256
 
 @intrinsic
 def multiply_panel(  # type: ignore[no-untyped-def]
-    typingctx, weight, weight_offset, row_blocks, cells, cells_offset, width, channels, vectors, sums, sums_offset, row_step, accumulate
+    typingctx, weight, weight_offset, row_blocks, cells, cells_offset, width, channels, chain, vectors, sums, sums_offset, row_step
 ):  # fmt: skip
-    """Products of some row blocks of the weight with one panel of transformed cells, added to the sums or stored there.
+    """Products of some row blocks of the weight with one panel of transformed cells.
 
     sums[sums_offset + (b * R + r) * row_step + l] =
         sum over c of weight[weight_offset + (b * channels + c) * R + r] * cells[cells_offset + c * width + l]
 
     for b < row_blocks, r < R = TILE_ROWS, l < vectors * lanes, ``vectors`` being at most TILE_VECTORS; offsets and steps count elements.
-    Each sum is one chain of multiply-adds along c, which is added to what is there where ``accumulate`` is not 0.
+    Every ``chain`` channels are one chain of multiply-adds along c; the chains' sums are added up.
     """
     n = types.int64
-    return types.void(weight, n, n, cells, n, n, n, n, sums, n, n, n), _emit_panel
+    return types.void(weight, n, n, cells, n, n, n, n, n, sums, n, n), _emit_panel
 
 
 def _emit_panel(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -39,10 +39,9 @@ def _emit_panel(context: Any, builder: Any, signature: Any, arguments: Any) -> A
         return builder.gep(data_pointer(context, builder, signature.args[position], arguments[position]), [arguments[position + 1]])
 
     def emit(
-        b: Any, weight: Any, row_blocks: Any, cells: Any, width: Any, channels: Any, vectors: Any, sums: Any, row_step: Any, adds: Any
+        b: Any, weight: Any, row_blocks: Any, cells: Any, width: Any, channels: Any, chain: Any, vectors: Any, sums: Any, row_step: Any
     ) -> None:
         v = Vectors(b, dtype)
-        accumulate = b.icmp_signed("!=", adds, int64(0))
         end = b.append_basic_block("end")
         blocks = [b.append_basic_block(f"vectors{count}") for count in range(1, TILE_VECTORS + 1)]
         switch = b.switch(vectors, blocks[-1])
@@ -50,20 +49,23 @@ def _emit_panel(context: Any, builder: Any, signature: Any, arguments: Any) -> A
             if block is not blocks[-1]:
                 switch.add_case(int64(count), block)
             b.position_at_end(block)
-            with cgutils.for_range(b, row_blocks) as loop:
-                first = v.at(weight, b.mul(loop.index, b.mul(channels, int64(TILE_ROWS))))
-                to = v.at(sums, b.mul(loop.index, b.mul(row_step, int64(TILE_ROWS))))
-                _emit_stores(v, _emit_chains(v, first, cells, width, channels, count), to, row_step, accumulate)
+            with cgutils.for_range(b, row_blocks) as row, cgutils.for_range_slice(b, int64(0), channels, chain) as (first, _):
+                start = b.add(b.mul(row.index, channels), first)
+                left = b.sub(channels, first)
+                length = b.select(b.icmp_signed("<", left, chain), left, chain)
+                w, x = v.at(weight, b.mul(start, int64(TILE_ROWS))), v.at(cells, b.mul(first, width))
+                to = v.at(sums, b.mul(row.index, b.mul(row_step, int64(TILE_ROWS))))
+                _emit_stores(v, _emit_chain(v, w, x, width, length, count), to, row_step, b.icmp_signed("!=", first, int64(0)))
             b.branch(end)
         b.position_at_end(end)
 
     dtype = signature.args[0].dtype
-    values = [element(0), arguments[2], element(3), *arguments[5:8], element(8), *arguments[10:]]
+    values = [element(0), arguments[2], element(3), *arguments[5:9], element(9), *arguments[11:]]
     outlined(builder, f"multiply_panel_{dtype.name}", None, values, emit)
     return context.get_dummy_value()
 
 
-def _emit_chains(v: Vectors, weight: Any, cells: Any, width: Any, channels: Any, count: int) -> list[list[Any]]:
+def _emit_chain(v: Vectors, weight: Any, cells: Any, width: Any, channels: Any, count: int) -> list[list[Any]]:
     """Sums [row][vector] over the channels, ``count`` vectors wide."""
     b = v.builder
     before, loop, after = b.block, b.append_basic_block("chain"), b.append_basic_block("chain.end")

@@ -243,69 +243,59 @@ def _absent(builder: Any, offset: Any) -> Any:
     return builder.icmp_signed("==", offset, int64(NOTHING))
 
 
-class _Panels:
-    """Where transformed cells go: element step * product + (panel * channels + channel) * width + column."""
+class _Cells:
+    """Where transformed cells go: element channel * row + product * step + lane."""
 
-    def __init__(self, v: Vectors, cells: Any, step: Any, width: Any, channels: Any) -> None:
-        self.v, self.cells, self.step, self.width = v, cells, step, width
-        self.panel = v.builder.mul(channels, width)
+    def __init__(self, v: Vectors, cells: Any, row: Any, step: Any) -> None:
+        self.v, self.cells, self.row, self.step = v, cells, row, step
 
-    def place(self, position: Any, count: Any) -> None:
-        """The lanes that follow are number ``position`` and the next ``count`` - 1, which may reach into another panel."""
-        b, v = self.v.builder, self.v
-        column = b.srem(position, self.width)
-        self.offset = b.add(b.mul(b.sdiv(position, self.width), self.panel), column)
-        room = b.sub(self.width, column)
-        self.here, self.rest = b.and_(v.first(count), v.first(room)), b.and_(v.first(count), b.not_(v.first(room)))
-        self.crosses = b.icmp_signed("<", room, count)
+    def place(self, first: Any, count: Any) -> None:
+        """The lanes that follow are number ``first`` and the next ``count`` - 1."""
+        self.first, self.used = first, self.v.first(count)
 
     def store(self, channel: Any, values: Sequence[Any], products: Sequence[Any]) -> None:
         b, v = self.v.builder, self.v
-        row = v.at(self.cells, b.add(self.offset, b.mul(channel, self.width)))
-        pointers = [v.at(row, b.mul(self.step, int64(p) if isinstance(p, int) else p)) for p in products]
-        for value, pointer in zip(values, pointers):
-            v.masked_store(value, pointer, self.here)
-        with b.if_then(self.crosses, likely=False):
-            for value, pointer in zip(values, pointers):
-                v.masked_store(value, v.at(pointer, b.sub(self.panel, self.width)), self.rest)
+        row = v.at(self.cells, b.add(b.mul(channel, self.row), self.first))
+        for value, p in zip(values, products):
+            v.masked_store(value, v.at(row, b.mul(self.step, int64(p) if isinstance(p, int) else p)), self.used)
 
 
 @intrinsic
 def transform_group(  # type: ignore[no-untyped-def]
-    typingctx, shape, cells, step, width, all_channels, table, entry, lanes, first_lane,
+    typingctx, shape, cells, row, step, table, entry, lanes, first_lane,
     source, channel_step, channel, channels, planes, plane_count, tiles, ring, nothing,
 ):  # fmt: skip
     """Transform the cells of one group of tiles for ``channels`` channels from number ``channel`` on.
 
-    cells : array to be filled: product p of channel c of lane l is element p * step + (panel * all_channels + c) * width + column, where
-        (panel, column) = divmod(at + l, width).  A depth factor makes a stack of tiles, each ``tiles`` lanes further on.
+    cells : array to be filled: product p of channel c of lane l is element c * row + p * step + at + l.  A depth factor makes a stack of
+        tiles, each ``tiles`` lanes further on.
     table : int64 array, the group's row at ``entry``; lanes : int32 array, the group's at ``first_lane``.
     source : byte address that the row offsets are relative to; channel_step : bytes from channel to channel.
     planes : int64 array of ``plane_count`` byte offsets of source planes, or NOTHING; not read without a depth factor.
     ring, nothing : byte addresses of workspace, (1 + depth.cells, products of a plane, lanes), and of a line of zeros.
     """
     n = types.int64
-    return types.void(shape, cells, n, n, n, table, n, lanes, n, n, n, n, n, planes, n, n, n, n), _emit_transform
+    return types.void(shape, cells, n, n, table, n, lanes, n, n, n, n, n, planes, n, n, n, n), _emit_transform
 
 
 def _emit_transform(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     dtype, factors = signature.args[1].dtype, factors_of(signature.args[0])
 
     def emit(
-        b: Any, cells: Any, step: Any, width: Any, all_channels: Any, table: Any, entry: Any, lanes: Any, first_lane: Any,
+        b: Any, cells: Any, row: Any, step: Any, table: Any, entry: Any, lanes: Any, first_lane: Any,
         source: Any, channel_step: Any, channel: Any, channels: Any, planes: Any, plane_count: Any, tiles: Any, ring: Any, nothing: Any,
     ) -> None:  # fmt: skip
         v = Vectors(b, dtype)
         group = _Group(v, factors, b.gep(table, [entry]), b.gep(lanes, [first_lane]), ring, nothing, b.mul(channel_step, int64(AHEAD)))
-        panels = _Panels(v, cells, step, width, all_channels)
+        transformed = _Cells(v, cells, row, step)
         if group.depth == IDENTITY:
-            panels.place(group.at, group.count)
+            transformed.place(group.at, group.count)
         with cgutils.for_range(b, channels) as loop:
             base, number = b.add(source, b.mul(loop.index, channel_step)), b.add(channel, loop.index)
             if group.depth == IDENTITY:
-                _emit_plane(group, base, functools.partial(panels.store, number))
+                _emit_plane(group, base, functools.partial(transformed.store, number))
             else:
-                _emit_stack(group, base, panels, number, planes, plane_count, tiles)
+                _emit_stack(group, base, transformed, number, planes, plane_count, tiles)
 
     outlined(builder, _name("transform_group", dtype, factors), None, _pointers(context, builder, signature, arguments), emit)
     return context.get_dummy_value()
@@ -338,7 +328,7 @@ def _emit_plane(group: _Group, base: Any, store: Callable[[Sequence[Any], Sequen
         store(column, [b.add(loop.index, int64(r * width.cells)) for r in range(height.cells)])
 
 
-def _emit_stack(group: _Group, base: Any, panels: _Panels, channel: Any, planes: Any, count: Any, tiles: Any) -> None:
+def _emit_stack(group: _Group, base: Any, transformed: _Cells, channel: Any, planes: Any, count: Any, tiles: Any) -> None:
     """Transform a stack of tiles of one channel, plane by plane; the last depth.cells planes are kept in a ring."""
     v, depth, b = group.v, group.depth, group.v.builder
     with cgutils.for_range(b, count) as loop:
@@ -352,11 +342,11 @@ def _emit_stack(group: _Group, base: Any, panels: _Panels, channel: Any, planes:
         done = b.sub(loop.index, int64(depth.cells - 1))
         whole = b.icmp_signed("==", b.srem(done, int64(depth.outputs)), int64(0))
         with b.if_then(b.and_(b.icmp_signed(">=", done, int64(0)), whole)):
-            panels.place(b.add(group.at, b.mul(b.sdiv(done, int64(depth.outputs)), tiles)), group.count)
+            transformed.place(b.add(group.at, b.mul(b.sdiv(done, int64(depth.outputs)), tiles)), group.count)
             slots = [group.plane(b.srem(b.add(done, int64(k)), int64(depth.cells))) for k in range(depth.cells)]
             with cgutils.for_range(b, int64(group.products)) as product:
                 values = multiply(v, depth.input, [v.load(v.at(slot, b.mul(product.index, int64(v.lanes)))) for slot in slots])
-                panels.store(channel, values, [b.add(product.index, int64(k * group.products)) for k in range(depth.cells)])
+                transformed.store(channel, values, [b.add(product.index, int64(k * group.products)) for k in range(depth.cells)])
 
 
 @intrinsic

@@ -18,19 +18,16 @@ from .winograd_transforms import factors_of, multiply
 def pack_transformed(shape, numbers, filters, packed):  # type: ignore[no-untyped-def]
     """Transform filters (groups, row blocks, channels, taps, TILE_ROWS).
 
-    shape : the factors; numbers : int64 array: groups, row blocks, channels, taps, products, channels of a chain, row blocks of one pass.
-    packed : groups, passes, products, chains, row blocks of the pass, channels of the chain, TILE_ROWS.
+    shape : the factors; numbers : int64 array: groups, row blocks, channels, taps, products, row blocks of one pass.
+    packed : groups, passes, products, row blocks of the pass, channels, TILE_ROWS.
     """
-    groups, row_blocks, channels, taps, products, chain, rows = numbers
+    groups, row_blocks, channels, taps, products, rows = numbers
     for group in range(groups):
         for row in range(row_blocks):
             start = row // rows * rows
-            together = min(rows, row_blocks - start)
-            for first in range(0, channels, chain):
-                length = min(chain, channels - first)
-                source = ((group * row_blocks + row) * channels + first) * taps * TILE_ROWS
-                at = (group * row_blocks + start) * products * channels + first * together + (row - start) * length
-                transform_rows(shape, filters, source, length, packed, at * TILE_ROWS, together * channels * TILE_ROWS)
+            together, source = min(rows, row_blocks - start), (group * row_blocks + row) * channels * taps * TILE_ROWS
+            at = ((group * row_blocks + start) * products + row - start) * channels * TILE_ROWS
+            transform_rows(shape, filters, source, channels, packed, at, together * channels * TILE_ROWS)
 
 
 @intrinsic
