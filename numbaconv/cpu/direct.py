@@ -198,7 +198,7 @@ def _add_rows(source, plane, weight, tap, geometry, d, h, tile, segments, taps, 
             gather(source, base, geometry, tile[0], tile[2], segments, missing, lines[start : start + length])
             for k in range(kw):
                 entries[pending, 0], entries[pending, 1] = tap + ((i * kh + j) * kw + k) * results, start + taps[k, 0]
-                entries[pending, 2], entries[pending, 3] = taps[k, 1], taps[k, 2]
+                entries[pending, 2], entries[pending, 3] = taps[k, 1], taps[k, 2] - tile[2]
                 pending += 1
     return pending
 
