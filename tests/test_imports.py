@@ -26,7 +26,9 @@ LAYERS = """
     cpu/elements cpu/gemm cpu/threads cpu/winograd_transforms
     cpu/copies
     cpu/fft_kernel cpu/filter_kernel cpu/pack cpu/pack_weight cpu/rows cpu/weight_tiles cpu/winograd_products cpu/winograd_weight
-    cpu/direct_weight cpu/fft_layout cpu/filter_layout cpu/weight_grad cpu/winograd_kernels
+    cpu/direct_weight cpu/fft_layout cpu/filter_layout cpu/weight_kernels cpu/winograd_kernels
+    cpu/weight_blocking
+    cpu/weight_grad
     cpu/direct cpu/fft_tasks cpu/filter_tasks
     cpu/filter_forward cpu/implicit_gemm cpu/winograd
     cpu/filter_gradient

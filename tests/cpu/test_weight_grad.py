@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from numbaconv import Problem, reference
 from numbaconv.choose import choose
-from numbaconv.cpu import weight_grad
-from numbaconv.cpu.weight_grad import CHANNEL_LANES, RUN, WeightGemm, WeightGemmSetup, blocking, cut, spacing
+from numbaconv.cpu import weight_blocking, weight_grad
+from numbaconv.cpu.weight_blocking import blocking, cut
+from numbaconv.cpu.weight_grad import WeightGemm, WeightGemmSetup, spacing
+from numbaconv.cpu.weight_kernels import CHANNEL_LANES, RUN
 
 from .. import layouts
 from ..cases import CASES, case, integer_arrays, normal_arrays
@@ -103,9 +105,9 @@ def test_many_small_blocks_and_shares_exactly(problem: Problem, kind: str, monke
         ("PIXEL_PIXELS", 70),
         ("SUMS_BYTES", 20_000),
         ("SCRATCH_BYTES", 9_000),
-        ("TASK_SECONDS", 1e-9),
     ):
-        monkeypatch.setattr(weight_grad, name, value)
+        monkeypatch.setattr(weight_blocking, name, value)
+    monkeypatch.setattr(weight_grad, "TASK_SECONDS", 1e-9)
     check_exact(setup_of(problem, kind), problem)
 
 
@@ -132,7 +134,7 @@ def test_error_is_that_of_summation_in_blocks(problem: Problem, kind: str) -> No
     setup = setup_of(problem, kind)
     b = setup.blocking
     strips = problem.batch * int(np.prod(b.strips))
-    chain = int(np.prod(b.box)) + min(RUN, strips) + -(-strips // RUN) + weight_grad.TASKS
+    chain = int(np.prod(b.box)) + min(RUN, strips) + -(-strips // RUN) + weight_blocking.TASKS
     total = reference.weight_grad(replace(problem, dtype="float64", out_dtype="float64"), abs(x).astype("f8"), abs(g).astype("f8"))
     error = abs(compute(setup, x, g).astype("f8") - exact)
     assert (error <= chain * (ROUNDOFF[problem.dtype] + ROUNDOFF["float64"]) * total).all()
@@ -216,9 +218,9 @@ def test_spacing() -> None:
 def test_workspace_is_bounded(problem: Problem) -> None:
     """Copies and sums of the threads, shares of small gradients: never an unrolled input."""
     setup = WeightGemmSetup(problem.per_image)
-    shares = weight_grad.TASKS * weight_grad.SUMS_BYTES * 2
+    shares = weight_blocking.TASKS * weight_blocking.SUMS_BYTES * 2
     largest = problem.taps * 8 * 8 * 128
-    assert setup.workspace < 4 * (weight_grad.SUMS_BYTES + weight_grad.SCRATCH_BYTES + largest) * 2 + shares
+    assert setup.workspace < 4 * (weight_blocking.SUMS_BYTES + weight_blocking.SCRATCH_BYTES + largest) * 2 + shares
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,135 @@
+"""How a weight gradient is cut into blocks of dW and strips of pixels, and what that costs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..problem import Problem, Triple
+from .gemm import TILE_ROWS, TILE_VECTORS
+from .rows import axis_segments
+from .target import target
+from .weight_kernels import CHANNEL_LANES
+from .weight_tiles import DOT_TILES
+
+CHANNEL_PIXELS = 256  # output pixels of a strip whose lanes are channels: its panel stays in the first-level cache
+PIXEL_PIXELS = 2048  # and of one whose lanes are pixels: its lanes are summed up only then
+SUMS_BYTES = 300_000  # of a block of dW, in the second-level cache
+SCRATCH_BYTES = 600_000
+TASKS = 32  # as many blocks and shares as keep threads busy
+SHARES_BYTES = 1 << 20  # of the sums of all shares
+FEW_TASKS = 8  # fewer blocks of a dW too large for shares are cut further
+LEAST_TAPS = 256  # down to so many rows of products, for which an output gradient is packed
+
+# The cost model, in cycles: of copying a line of cells, a vector of them, of transposing a column, of storing a tile, of starting a block.
+LINE_CYCLES = 10.0
+VECTOR_CYCLES = 4.0
+TRANSPOSE_CYCLES = 5.0
+TILE_CYCLES = 40.0
+BLOCK_CYCLES = 300.0
+CYCLES_A_SECOND = 2.5e9
+
+
+@dataclass(frozen=True)
+class Blocking:
+    """How a problem is cut, for one kind of lanes.
+
+    kind : CHANNEL_LANES or the number of a dot tile
+    strips : number of strips along each axis; box : output pixels of the largest along each
+    channels, filters, groups : of the largest block; channel_blocks, filter_blocks : in a group
+    sums_step, group_sums : elements of a row of a block's sums, and of all sums of a group in it
+    scratch, panel : elements of a task's copies
+    seconds : estimated time of one image on one thread
+    """
+
+    kind: int
+    strips: Triple
+    box: Triple
+    channels: int
+    filters: int
+    groups: int
+    channel_blocks: int
+    filter_blocks: int
+    sums_step: int
+    group_sums: int
+    scratch: int
+    panel: int
+    seconds: float
+
+
+def blocking(p: Problem, kind: int) -> Blocking:
+    lanes, item = target().lanes(p.dtype), np.dtype(p.dtype).itemsize
+    strips, box = cut(p.out_size, CHANNEL_PIXELS if kind == CHANNEL_LANES else PIXEL_PIXELS)
+    planes, lines, columns = (cells(p, axis, box[axis], lanes) for axis in range(3))
+    channel = planes * lines * columns
+    if kind == CHANNEL_LANES:
+        across, down = lanes, TILE_ROWS
+        filters = evenly(p.out_per_group, 8 * lanes)
+    else:
+        across, down = DOT_TILES[kind]
+        filters = evenly(p.out_per_group, 16 * across)
+    padded = -(-filters // across) * across
+    most = min(SUMS_BYTES // (padded * p.taps * item), SCRATCH_BYTES // (channel * item))
+    wanted = -(-FEW_TASKS // (p.groups * -(-p.out_per_group // filters) * most_shares(p)))
+    parts = max(-(-p.in_per_group // max(1, most)), min(wanted, p.in_per_group, p.in_per_group * p.taps // LEAST_TAPS))
+    channels = -(-p.in_per_group // parts)
+    taps = -(-channels * p.taps // down) * down
+    step, rows = (padded, taps) if kind == CHANNEL_LANES else (taps, padded)
+    blocks = parts, -(-p.out_per_group // filters)
+    groups = max(1, p.groups // TASKS) if blocks == (1, 1) else 1
+    panel = padded * math.prod(box) if kind == CHANNEL_LANES else filters * box[0] * box[1] * up(box[2], lanes)
+    cycles = _strip_cycles(p, kind, box, channels, filters, planes * lines, columns) * math.prod(blocks) + BLOCK_CYCLES
+    seconds = p.groups * math.prod(strips) * cycles / CYCLES_A_SECOND
+    return Blocking(
+        kind, strips, box, channels, filters, groups, *blocks, step, step * rows, channels * channel + lanes, panel + lanes, seconds
+    )
+
+
+def most_shares(p: Problem) -> int:
+    """Shares of all strips that a problem may be cut into."""
+    size = p.out_channels * p.in_per_group * p.taps * np.dtype(p.dtype).itemsize
+    return int(max(1, min(TASKS, SHARES_BYTES // size)))
+
+
+def cut(size: Triple, most: int) -> tuple[Triple, Triple]:
+    """The numbers of strips along the axes and the size of the largest: whole rows where they fit into ``most`` pixels."""
+    box = [1, 1, 1]
+    for axis in (2, 1, 0):
+        box[axis] = evenly(size[axis], max(1, most))
+        most = most // box[axis] if box[axis] == size[axis] else 0
+    d, h, w = (-(-n // b) for n, b in zip(size, box))
+    return (d, h, w), (box[0], box[1], box[2])
+
+
+def evenly(total: int, most: int) -> int:
+    """The largest of as few even parts as have at most ``most`` each."""
+    return -(-total // -(-total // most))
+
+
+def up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+def cells(p: Problem, axis: int, tile: int, lanes: int) -> int:
+    """Cells of a channel's scratch along an axis; rows end on whole vectors, which a copy always writes."""
+    _, place, length = axis_segments(p.kernel[axis], p.stride[axis], p.dilation[axis], tile)[0][-1]
+    return up(place + up(length, lanes), lanes) if axis == 2 else place + length
+
+
+def _strip_cycles(p: Problem, kind: int, box: Triple, channels: int, filters: int, lines: int, columns: int) -> float:
+    """Estimated cycles of one strip in one block: copies, then tiles."""
+    lanes = target().lanes(p.dtype)
+    pixels, taps = math.prod(box), channels * p.taps
+    copies = channels * lines * (LINE_CYCLES + columns / lanes * VECTOR_CYCLES)
+    if kind == CHANNEL_LANES:
+        vectors = -(-filters // lanes)
+        copies += vectors * up(pixels, lanes) * TRANSPOSE_CYCLES
+        panels = -(-vectors // TILE_VECTORS)
+        pixel = TILE_ROWS * vectors / 2 + (panels if vectors == panels else 0)
+        return copies + -(-taps // TILE_ROWS) * (pixels * pixel + panels * TILE_CYCLES)
+    across, down = DOT_TILES[kind]
+    vectors = box[0] * box[1] * -(-box[2] // lanes)
+    vector = max(across * down / 2, across + down) + 2
+    return copies + -(-filters // across) * -(-taps // down) * (vectors * vector + across * TILE_CYCLES)

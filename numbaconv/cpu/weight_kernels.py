@@ -1,0 +1,365 @@
+"""The kernels of weight gradients: tasks, strips, what they copy and multiply, and how a block's sums reach dW.  See ``weight_grad``."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..padding import PADDING
+from .compile import kernel
+from .copies import copy_lines, store_row, transpose
+from .gemm import TILE_ROWS, TILE_VECTORS
+from .rows import index_of
+from .simd import address_of, borrowed, lanes_of, load_element, store_element
+from .threads import next_task
+from .weight_tiles import DOT_TILES, add_channel_tile, dot_tile
+
+RUN = 64  # strips
+ALIGNMENT = 64
+SPARE = max(TILE_ROWS, *(max(tile) for tile in DOT_TILES))
+
+# Fields of the geometry, an int64 array: first three axes each, then single numbers, then address and five strides (elements) of an array.
+OUT, IN, KERNEL, STRIDE, DILATION, PAD, STRIPS, BOX, SEGMENTS = range(0, 27, 3)
+(
+    MODE, IMAGES, GROUPS, CHANNELS, FILTERS, CHANNEL_BLOCK, FILTER_BLOCK, GROUP_BLOCK, CHANNEL_BLOCKS, FILTER_BLOCKS, BLOCKS, SHARES,
+    KIND, IN_PLACE, GRAD_IN_PLACE, GRAD_MERGES, RESULT_TAP, ROW, PLANE, CHANNEL, GRAD_ROW, SCRATCH, PANEL, SUMS_STEP, GROUP_SUMS,
+) = range(27, 52)  # fmt: skip
+SOURCE, GRAD, RESULT, FIELDS = 52, 58, 64, 70
+
+CHANNEL_LANES = len(DOT_TILES)
+"""The KIND of a block whose lanes are output channels; a smaller one is the number of a dot tile."""
+
+
+class Work(NamedTuple):
+    """Workspace of one thread.
+
+    scratch : cells of the input; panel : output gradients; sums : of a block of dW, (groups, taps, filters) or (groups, filters, taps)
+    cells, grads : offsets of what a tile's rows read; lines, grad_lines : rows to be copied; starts : of the rows of output pixels
+    """
+
+    scratch: Any
+    panel: Any
+    sums: Any
+    cells: Any
+    grads: Any
+    lines: Any
+    grad_lines: Any
+    starts: Any
+
+
+# ---- the worker --------------------------------------------------------------------------------------------------------
+@kernel()
+def worker(geometry, segments, places, partial, counter):  # type: ignore[no-untyped-def]
+    """Tasks until none is left: each a block of dW summed over a share of the strips."""
+    g, taps = geometry, geometry[KERNEL] * geometry[KERNEL + 1] * geometry[KERNEL + 2]
+    size = g[GROUP_BLOCK] * g[GROUP_SUMS]
+    scratch, panel = _aligned(g[SCRATCH], partial), _aligned(g[PANEL], partial)
+    sums, totals = _aligned(size, partial), _aligned(size, partial)
+    cells, grads = np.empty(g[CHANNEL_BLOCK] * taps + SPARE, np.int64), np.empty(g[FILTER_BLOCK] + SPARE, np.int64)
+    lines, grad_lines = np.empty((g[SCRATCH] // g[ROW] + 1, 3), np.int64), np.empty((g[BOX] * g[BOX + 1], 3), np.int64)
+    starts = np.empty(2 * g[BOX] * g[BOX + 1], np.int64)
+    scratch[:] = 0
+    panel[:] = 0
+    while True:
+        task = next_task(counter)
+        if task >= g[BLOCKS] * g[SHARES]:
+            break
+        work = Work(
+            borrowed(scratch), borrowed(panel), borrowed(sums), borrowed(cells), borrowed(grads), borrowed(lines), borrowed(grad_lines),
+            borrowed(starts),
+        )  # fmt: skip
+        _sum_block(borrowed(geometry), task, borrowed(segments), borrowed(places), work, borrowed(totals))
+        if g[SHARES] > 1:
+            partial[task * size : (task + 1) * size] = sums
+
+
+@kernel()
+def _aligned(size, like):  # type: ignore[no-untyped-def]
+    spare = ALIGNMENT // like.itemsize
+    memory = np.empty(size + spare, like.dtype)
+    return memory[-memory.ctypes.data // like.itemsize % spare :][:size]
+
+
+@kernel()
+def _sum_block(g, task, segments, places, work, totals):  # type: ignore[no-untyped-def]
+    """Sum a task's block of dW over its share of the strips, and write it where it is the only share."""
+    number, block = task % g[SHARES], task // g[SHARES]
+    strips = g[IMAGES] * g[STRIPS] * g[STRIPS + 1] * g[STRIPS + 2]
+    first, last = strips * number // g[SHARES], strips * (number + 1) // g[SHARES]
+    _place_cells(g, block, places, work.cells)
+    at_once = g[SHARES] == 1 and 0 < last - first <= RUN and g[RESULT_TAP] != 0 and g[KIND] == CHANNEL_LANES
+    if first == last:
+        work.sums[:] = 0
+    for start in range(first, last, RUN):
+        for strip in range(start, min(start + RUN, last)):
+            _add_strip(g, block, strip, strip > start, at_once and strip == last - 1, segments, work)
+        if start > first:
+            totals += work.sums
+        elif last - first > RUN:
+            totals[:] = work.sums
+    if last - first > RUN:
+        work.sums[:] = totals
+    if g[SHARES] == 1 and not at_once:
+        _store_block(g, block, work.sums)
+
+
+@kernel()
+def add_shares(geometry, partial, counter):  # type: ignore[no-untyped-def]
+    """Worker: each task adds up the shares of one block, in order, and writes it to dW."""
+    g = geometry
+    size = g[GROUP_BLOCK] * g[GROUP_SUMS]
+    while True:
+        block = next_task(counter)
+        if block >= g[BLOCKS]:
+            break
+        start = block * g[SHARES] * size
+        sums = partial[start : start + size]
+        for i in range(1, g[SHARES]):
+            sums += partial[start + i * size : start + (i + 1) * size]
+        _store_block(borrowed(geometry), block, borrowed(sums))
+
+
+@kernel()
+def _block(g, block):  # type: ignore[no-untyped-def]
+    """Of a block of dW: first and last group, first filter and their number, first channel and their number (inside a group)."""
+    c, rest = block % g[CHANNEL_BLOCKS], block // g[CHANNEL_BLOCKS]
+    f, rest = rest % g[FILTER_BLOCKS], rest // g[FILTER_BLOCKS]
+    channel, filter = g[CHANNELS] * c // g[CHANNEL_BLOCKS], g[FILTERS] * f // g[FILTER_BLOCKS]
+    channels = g[CHANNELS] * (c + 1) // g[CHANNEL_BLOCKS] - channel
+    filters = g[FILTERS] * (f + 1) // g[FILTER_BLOCKS] - filter
+    return rest * g[GROUP_BLOCK], min((rest + 1) * g[GROUP_BLOCK], g[GROUPS]), filter, filters, channel, channels
+
+
+@kernel()
+def _place_cells(g, block, places, cells):  # type: ignore[no-untyped-def]
+    """Offsets (elements) of what the taps of a block's channels read for a strip's first pixel; the last one is repeated to fill tiles."""
+    channels = _block(g, block)[5]
+    kd, kh, kw = g[KERNEL], g[KERNEL + 1], g[KERNEL + 2]
+    r = 0
+    for c in range(channels):
+        for i in range(kd):
+            for j in range(kh):
+                for k in range(kw):
+                    if g[IN_PLACE]:
+                        cells[r] = c * g[SOURCE + 2] + i * g[DILATION] * g[SOURCE + 3]
+                        cells[r] += j * g[DILATION + 1] * g[SOURCE + 4] + k * g[DILATION + 2] * g[SOURCE + 5]
+                    else:
+                        cells[r] = c * g[CHANNEL] + places[i] * g[PLANE] + places[kd + j] * g[ROW] + places[kd + kh + k]
+                    r += 1
+    for spare in range(r, r + SPARE):
+        cells[spare] = cells[r - 1]
+
+
+# ---- strips ------------------------------------------------------------------------------------------------------------
+@kernel()
+def _add_strip(g, block, strip, accumulate, final, segments, work):  # type: ignore[no-untyped-def]
+    """Compute what one strip gives to a block of dW, and add it to the sums where asked; ``final`` sums are written to dW as they come."""
+    first_group, last_group, filter, filters, channel, channels = _block(g, block)
+    item = work.sums.itemsize
+    w, rest = strip % g[STRIPS + 2], strip // g[STRIPS + 2]
+    h, rest = rest % g[STRIPS + 1], rest // g[STRIPS + 1]
+    d, image = rest % g[STRIPS], rest // g[STRIPS]
+    d0, h0, w0 = g[OUT] * d // g[STRIPS], g[OUT + 1] * h // g[STRIPS + 1], g[OUT + 2] * w // g[STRIPS + 2]
+    planes, rows = g[OUT] * (d + 1) // g[STRIPS] - d0, g[OUT + 1] * (h + 1) // g[STRIPS + 1] - h0
+    columns = g[OUT + 2] * (w + 1) // g[STRIPS + 2] - w0
+    found = 0 if g[IN_PLACE] else _find_lines(g, segments, d0, h0, planes, rows, work.lines)
+    _find_starts(g, planes, rows, work)
+    grad_strip = image * g[GRAD + 1] + d0 * g[GRAD + 3] + h0 * g[GRAD + 4] + w0 * g[GRAD + 5]
+    for group in range(first_group, last_group):
+        source = g[SOURCE] + (image * g[SOURCE + 1] + (group * g[CHANNELS] + channel) * g[SOURCE + 2]) * item
+        if g[IN_PLACE]:
+            corner = d0 * g[STRIDE] * g[SOURCE + 3] + h0 * g[STRIDE + 1] * g[SOURCE + 4] + w0 * g[STRIDE + 2] * g[SOURCE + 5]
+            source += corner * item
+        else:
+            _copy_cells(g, segments, work.lines, found, source, channels, w0, columns, work.scratch)
+            source = address_of(work.scratch)
+        grad = g[GRAD] + (grad_strip + (group * g[FILTERS] + filter) * g[GRAD + 2]) * item
+        at = (group - first_group) * g[GROUP_SUMS]
+        taps = channels * g[KERNEL] * g[KERNEL + 1] * g[KERNEL + 2]
+        if g[KIND] == CHANNEL_LANES:
+            result = g[RESULT] + ((group * g[FILTERS] + filter) * g[RESULT + 1] + channel * g[RESULT + 2]) * item if final else 0
+            _add_channel_lanes(g, grad, filters, planes, rows, columns, source, taps, at, accumulate, result, work)
+        else:
+            _add_pixel_lanes(g, grad, filters, planes, rows, columns, source, taps, at, accumulate, work)
+
+
+@kernel()
+def _find_lines(g, segments, d0, h0, planes, rows, lines):  # type: ignore[no-untyped-def]
+    """The rows of one channel's scratch: (offset of the source row, position in the scratch, whether all of it is padding)."""
+    found = 0
+    for s in range(g[SEGMENTS], g[SEGMENTS + 1]):
+        for i in range(segments[s, 2] - g[BOX] + planes):
+            depth = index_of(d0 * g[STRIDE] - g[PAD] + segments[s, 0] + i * g[STRIDE], g[IN], g[MODE])
+            for t in range(g[SEGMENTS + 1], g[SEGMENTS + 2]):
+                for j in range(segments[t, 2] - g[BOX + 1] + rows):
+                    height = index_of(h0 * g[STRIDE + 1] - g[PAD + 1] + segments[t, 0] + j * g[STRIDE + 1], g[IN + 1], g[MODE])
+                    lines[found, 0] = depth * g[SOURCE + 3] + height * g[SOURCE + 4]
+                    lines[found, 1] = (segments[s, 1] + i) * g[PLANE] + (segments[t, 1] + j) * g[ROW]
+                    lines[found, 2] = depth == PADDING or height == PADDING
+                    found += 1
+    return found
+
+
+@kernel()
+def _find_starts(g, planes, rows, work):  # type: ignore[no-untyped-def]
+    """Where each row of output pixels starts, relative to the strip's first: in the source or its scratch, or pairs of both operands."""
+    j = 0
+    for d in range(planes):
+        for h in range(rows):
+            if g[IN_PLACE]:
+                source = d * g[STRIDE] * g[SOURCE + 3] + h * g[STRIDE + 1] * g[SOURCE + 4]
+            else:
+                source = d * g[PLANE] + h * g[ROW]
+            if g[KIND] == CHANNEL_LANES:
+                work.starts[j] = source
+            else:
+                work.grad_lines[j, 0], work.grad_lines[j, 1], work.grad_lines[j, 2] = d * g[GRAD + 3] + h * g[GRAD + 4], j * g[GRAD_ROW], 0
+                work.starts[2 * j] = work.grad_lines[j, 0 if g[GRAD_IN_PLACE] else 1]
+                work.starts[2 * j + 1] = source
+            j += 1
+
+
+@kernel()
+def _copy_cells(g, segments, lines, found, source, channels, w0, columns, scratch):  # type: ignore[no-untyped-def]
+    """Fill the scratch with the cells that the taps of some channels read; ``source`` is the byte address of the first channel."""
+    item, across, step = scratch.itemsize, g[SOURCE + 5], g[STRIDE + 2]
+    for s in range(g[SEGMENTS + 2], len(segments)):
+        first, length = w0 * step - g[PAD + 2] + segments[s, 0], segments[s, 2] - g[BOX + 2] + columns
+        low = min(length, max(0, -(first // step)))  # cells [low, high) lie inside the row
+        high = max(low, min(length, (g[IN + 2] - 1 - first) // step + 1))
+        for c in range(channels):
+            start = source + (c * g[SOURCE + 2] + first * across) * item
+            copy_lines(start, step * across, low, high, length, lines, found, scratch, c * g[CHANNEL] + segments[s, 1])
+            if g[MODE] != 0:
+                _copy_edges(g, lines, found, start, first, low, high, length, scratch, c * g[CHANNEL] + segments[s, 1])
+
+
+@kernel()
+def _copy_edges(g, lines, found, start, first, low, high, length, scratch, position):  # type: ignore[no-untyped-def]
+    """Fill in the cells outside [low, high) of all lines, which padding copies from inside."""
+    for i in range(found):
+        for begin, end in ((0, low), (high, length)):
+            for q in range(begin, end):
+                cell = index_of(first + q * g[STRIDE + 2], g[IN + 2], g[MODE])
+                address = start + (lines[i, 0] + (cell - first) * g[SOURCE + 5]) * scratch.itemsize
+                scratch[position + lines[i, 1] + q] = load_element(address, scratch)
+
+
+# ---- products of a strip -----------------------------------------------------------------------------------------------
+@kernel()
+def _add_channel_lanes(g, grad, filters, planes, rows, columns, source, taps, at, accumulate, result, work):  # type: ignore[no-untyped-def]
+    """Add a strip's products to sums[at:], (taps, filters): the taps of some channels are rows of tiles, filters their lanes.
+
+    Where ``result`` is the address of the block in dW and not 0, the sums are written there, between the products: memory is slow.
+    """
+    panel, sums = work.panel, work.sums
+    lanes = lanes_of(sums)
+    step = g[STRIDE + 2] * g[SOURCE + 5] if g[IN_PLACE] else 1
+    vectors = -(-filters // lanes)
+    panels = -(-vectors // TILE_VECTORS)
+    for p in range(panels):
+        first, last = vectors * p // panels, vectors * (p + 1) // panels
+        for vector in range(first, last):
+            some = min(lanes, filters - vector * lanes)
+            address = grad + vector * lanes * g[GRAD + 2] * sums.itemsize
+            _pack_vector(g, address, some, planes, rows, columns, panel, (vector - first) * lanes, (last - first) * lanes)
+        stored = 0
+        for r in range(0, taps, TILE_ROWS):
+            place = at + r * g[SUMS_STEP] + first * lanes
+            add_channel_tile(
+                source, work.cells, r, work.starts, planes * rows, columns, step, panel, last - first, sums, place, g[SUMS_STEP], accumulate
+            )
+            while result != 0 and stored < min(r + TILE_ROWS, taps) and (stored + lanes <= r + TILE_ROWS or taps <= r + TILE_ROWS):
+                some = min(lanes, taps - stored)
+                _store_taps(g, sums, at, stored, some, first * lanes, min(last * lanes, filters), result)
+                stored += some
+
+
+@kernel()
+def _pack_vector(g, grad, filters, planes, rows, columns, panel, lane, width):  # type: ignore[no-untyped-def]
+    """Write the output gradients of one vector of filters as panel[pixel * width + lane + filter]."""
+    item, across, lanes = panel.itemsize, g[GRAD + 5], lanes_of(panel)
+    if g[GRAD_MERGES]:
+        planes, rows, columns = 1, 1, planes * rows * columns
+    for d in range(planes):
+        for h in range(rows):
+            row = grad + (d * g[GRAD + 3] + h * g[GRAD + 4]) * item
+            pixel = (d * rows + h) * columns
+            for q in range(0, columns, lanes):
+                target = address_of(panel) + ((pixel + q) * width + lane) * item
+                transpose(row + q * across * item, g[GRAD + 2], across, filters, min(lanes, columns - q), target, width, panel)
+
+
+@kernel()
+def _add_pixel_lanes(g, grad, filters, planes, rows, columns, source, taps, at, accumulate, work):  # type: ignore[no-untyped-def]
+    """Add a strip's products to sums[at:], (filters, taps): output gradients, in place or copied to the panel, times their cells."""
+    panel, sums, grads = work.panel, work.sums, work.grads
+    across, down = DOT_TILES[0] if g[KIND] == 0 else DOT_TILES[1]
+    filter_step = g[GRAD + 2]
+    if not g[GRAD_IN_PLACE]:
+        filter_step = planes * rows * g[GRAD_ROW]
+        for o in range(filters):
+            start = grad + o * g[GRAD + 2] * sums.itemsize
+            copy_lines(start, g[GRAD + 5], 0, columns, columns, work.grad_lines, planes * rows, panel, o * filter_step)
+        grad = address_of(panel)
+    for o in range(filters + across):
+        grads[o] = min(o, filters - 1) * filter_step
+    for o in range(0, filters, across):
+        for r in range(0, taps, down):
+            place = at + o * g[SUMS_STEP] + r
+            dot_tile(
+                g[KIND], grad, grads, o, source, work.cells, r, work.starts, planes * rows, columns, sums, place, g[SUMS_STEP], accumulate
+            )
+
+
+# ---- the result --------------------------------------------------------------------------------------------------------
+@kernel()
+def _store_block(g, block, sums):  # type: ignore[no-untyped-def]
+    """Write the sums of a block to dW."""
+    first_group, last_group, filter, filters, channel, channels = _block(g, block)
+    lanes, taps = lanes_of(sums), channels * g[KERNEL] * g[KERNEL + 1] * g[KERNEL + 2]
+    for group in range(first_group, last_group):
+        result = g[RESULT] + ((group * g[FILTERS] + filter) * g[RESULT + 1] + channel * g[RESULT + 2]) * sums.itemsize
+        at = (group - first_group) * g[GROUP_SUMS]
+        if g[KIND] != CHANNEL_LANES:
+            _store_elements(g, sums[at:], g[SUMS_STEP], 1, result, filters, channels)
+        elif g[RESULT_TAP] == 0:
+            _store_elements(g, sums[at:], 1, g[SUMS_STEP], result, filters, channels)
+        else:
+            for tap in range(0, taps, lanes):
+                _store_taps(g, sums, at, tap, min(lanes, taps - tap), 0, filters, result)
+
+
+@kernel()
+def _store_taps(g, sums, at, tap, taps, first, last, result):  # type: ignore[no-untyped-def]
+    """Write sums[at:] of at most a vector's ``taps`` from ``tap`` on, and filters [first, last), to dW, where taps are evenly spaced."""
+    lanes, item = lanes_of(sums), sums.itemsize
+    start = at + tap * g[SUMS_STEP]
+    target = result + tap * g[RESULT_TAP] * item
+    if g[RESULT + 1] == 1:
+        for t in range(taps):
+            store_row(sums, start + t * g[SUMS_STEP] + first, last - first, target + (first + t * g[RESULT_TAP]) * item)
+    elif g[RESULT_TAP] == 1:
+        for o in range(first, last, lanes):
+            source = address_of(sums) + (start + o) * item
+            transpose(source, g[SUMS_STEP], 1, taps, min(lanes, last - o), target + o * g[RESULT + 1] * item, g[RESULT + 1], sums)
+    else:
+        for t in range(taps):
+            for o in range(first, last):
+                address = target + (t * g[RESULT_TAP] + o * g[RESULT + 1]) * item
+                store_element(address, sums[start + t * g[SUMS_STEP] + o])
+
+
+@kernel()
+def _store_elements(g, sums, of_filter, of_tap, result, filters, channels):  # type: ignore[no-untyped-def]
+    """Write sums[filter * of_filter + tap * of_tap], taps counted over channels, to any layout."""
+    for o in range(filters):
+        tap = 0
+        for c in range(channels):
+            for i in range(g[KERNEL]):
+                for j in range(g[KERNEL + 1]):
+                    for k in range(g[KERNEL + 2]):
+                        offset = o * g[RESULT + 1] + c * g[RESULT + 2] + i * g[RESULT + 3] + j * g[RESULT + 4] + k * g[RESULT + 5]
+                        store_element(result + offset * sums.itemsize, sums[o * of_filter + tap * of_tap])
+                        tap += 1
