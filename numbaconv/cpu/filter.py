@@ -1,4 +1,4 @@
-"""Filters: convolutions with few channels a group, one register tile of the result at a time.
+"""Filters: convolutions with few channels on one side, one register tile of the result at a time.
 
 A task finds the source rows, the *lines*, that a block of result rows meets, and puts their addresses into a table: result rows whose
 taps meet the same lines are neighbours there, so that one kernel serves every row stride, dilation and padding.  Lines are rows of the
@@ -23,12 +23,11 @@ from .filter_gradient import FilterGradientSetup, gradient_parts
 from .filter_layout import MOST_SCRATCH, layout_of
 from .target import target
 
-MOST_CHANNELS = 16  # source channels of a group
 MOST_PARTS = 64  # of a transposed convolution
 
 
 class Filter:
-    """The algorithm for few channels a group: depthwise, single-channel and RGB filters, small groups."""
+    """The algorithm for few source or result channels a group: depthwise, single-channel and RGB filters, small groups, last layers."""
 
     name = "filter"
     accuracy: Accuracy = "definition"
@@ -45,8 +44,8 @@ class Filter:
             return "it computes results and gradients of the input, not of the weight"
         if p.transposed and p.padding_mode != "zeros":
             return f"gradients of {p.padding_mode} padding fold back onto the cells that were copied"
-        if not 0 < p.source_channels // p.groups <= MOST_CHANNELS:
-            return f"it is for 1 to {MOST_CHANNELS} channels to sum over, not {p.source_channels // p.groups}"
+        if p.source_channels == 0:
+            return "there are no channels to sum over"
         if p.result_channels == 0:
             return "there is no result"
         if p.transposed and math.prod(min(s, i) for s, i in zip(p.stride, p.in_size)) > MOST_PARTS:
