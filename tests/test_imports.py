@@ -29,7 +29,7 @@ LAYERS = """
     cpu/direct_weight cpu/fft_layout cpu/filter_layout cpu/weight_kernels cpu/winograd_kernels
     cpu/weight_blocking
     cpu/weight_grad
-    cpu/direct cpu/fft_tasks cpu/filter_tasks
+    cpu/direct cpu/fft_tasks cpu/gemm_shape cpu/filter_tasks
     cpu/filter_forward cpu/implicit_gemm cpu/winograd
     cpu/filter_gradient
     cpu/filter

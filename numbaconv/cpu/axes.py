@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -50,6 +51,29 @@ def axis_parts(p: Problem, axis: int) -> list[Axis]:
         shifts = tuple((first + low - k * dilation) // stride for k in taps)
         parts.append(Axis(first, stride, -(-(size - first) // stride), 1, taps, shifts))
     return parts
+
+
+def cut_where_taps_change(axis: Axis, source_size: int) -> list[Axis]:
+    """The cells of an axis cut so that within a piece every tap meets the source everywhere or nowhere: pieces of one step and shift."""
+    bounds = {0, axis.size}
+    for low, high in _met(axis, source_size):
+        bounds |= {low, high} if low < high else set()
+    ends = sorted(bounds)
+    return [
+        axis._replace(first=axis.first + low * axis.stride, size=high - low, shifts=tuple(low * axis.step + s for s in axis.shifts))
+        for low, high in itertools.pairwise(ends)
+    ]
+
+
+def taps_that_meet(axis: Axis, source_size: int) -> float:
+    """How many taps of an axis meet the source: the mean over its cells."""
+    return sum(max(0, high - low) for low, high in _met(axis, source_size)) / axis.size
+
+
+def _met(axis: Axis, source_size: int) -> list[tuple[int, int]]:
+    """For each tap the cells [low, high) at which it meets the source."""
+    step, last = axis.step, source_size - 1
+    return [(min(max(0, -(s // step)), axis.size), max(0, min(axis.size, (last - s) // step + 1))) for s in axis.shifts]
 
 
 def tap_count(part: Part) -> int:

@@ -119,13 +119,13 @@ def _emit_transpose(context: Any, builder: Any, signature: Any, arguments: Any) 
     b.cbranch(b.and_(square, b.icmp_signed("==", column_step, int64(1))), whole, part)
     b.position_at_end(whole)
     vectors = [v.load(v.at(cells, b.mul(row_step, int64(r)))) for r in range(v.lanes)]
-    for q, column in enumerate(_transposed(v, vectors)):
+    for q, column in enumerate(v.transposed(vectors)):
         v.store(column, v.at(to, b.mul(target_step, int64(q))))
     b.branch(end)
     b.position_at_end(part)
     vectors = _rows(v, cells, row_step, column_step, rows, v.first(columns))
     down = v.first(rows)
-    for q, column in enumerate(_transposed(v, vectors)):
+    for q, column in enumerate(v.transposed(vectors)):
         with b.if_then(b.icmp_signed("<", int64(q), columns)):
             v.masked_store(column, v.at(to, b.mul(target_step, int64(q))), down)
     b.branch(end)
@@ -154,21 +154,6 @@ def _rows(v: Vectors, cells: Any, row_step: Any, column_step: Any, rows: Any, ma
         phi.add_incoming(one, near)
         phi.add_incoming(other, far)
     return joined
-
-
-def _transposed(v: Vectors, rows: list[Any]) -> list[Any]:
-    """The columns of a square of vectors: blocks of 1, 2, 4, ... lanes change places."""
-    width = 1
-    while width < v.lanes:
-        new = list(rows)
-        for i in range(v.lanes):
-            if not i & width:
-                a, b = rows[i], rows[i + width]
-                low = [lane if not lane & width else v.lanes + lane - width for lane in range(v.lanes)]
-                high = [lane + width if not lane & width else v.lanes + lane for lane in range(v.lanes)]
-                new[i], new[i + width] = v.shuffle(a, b, low), v.shuffle(a, b, high)
-        rows, width = new, 2 * width
-    return rows
 
 
 @intrinsic
@@ -200,7 +185,7 @@ def _emit_pack_columns(context: Any, builder: Any, signature: Any, arguments: An
             for r in range(first, first + count):
                 mask = b.select(b.icmp_signed("<", int64(r), rows), wanted, v.no_lane)
                 vectors.append(v.masked_load(v.at(cells, b.add(b.mul(row_step, int64(r)), q)), mask))
-            for i, column in enumerate(_transposed(v, vectors + [absent] * (v.lanes - count))):
+            for i, column in enumerate(v.transposed(vectors + [absent] * (v.lanes - count))):
                 place = b.load(b.gep(places, [b.add(q, int64(i))]))
                 with b.if_then(b.icmp_signed(">=", place, int64(0))):
                     v.masked_store(column, v.at(to, b.add(place, int64(first))), kept)

@@ -199,3 +199,39 @@ def copy_element(typingctx, source, target, number, sums):  # type: ignore[no-un
 
     n = types.int64
     return types.void(n, n, n, sums), codegen
+
+
+@intrinsic
+def store_sums_turned(typingctx, sums, position, row_step, rows, columns, address, column_step, step, like):  # type: ignore[no-untyped-def]
+    """Write rows of sums as columns: of up to as many pixels, and rows of the weight, as a vector has lanes.
+
+    element(address, column * column_step + row * step) = sums[position + row * row_step + column] for row < rows, column < columns
+
+    converted to the elements of the array ``like``, which have one component.
+
+    sums : one-dimensional contiguous array; whole vectors are read.
+    address : int64 byte address; ``rows`` and ``columns`` are at most the lanes of a vector of sums.
+    """
+    n = types.int64
+    return types.void(sums, n, n, n, n, n, n, n, like), _emit_turned
+
+
+def _emit_turned(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    b, (sums, position, row_step, rows, columns, address, column_step, step, _) = builder, arguments
+    source = Vectors(b, signature.args[0].dtype)
+    target = Vectors(b, components_of(signature.args[8].dtype)[1], source.lanes)
+    start, last = b.gep(data_pointer(context, b, signature.args[0], sums), [position]), b.sub(rows, int64(1))
+    values = []
+    for row in range(source.lanes):
+        there = b.select(b.icmp_signed("<", int64(row), rows), int64(row), last)
+        values.append(source.load(source.at(start, b.mul(there, row_step))))
+    mask, spread = target.first(rows), b.mul(target.iota, target.splat(step))
+    for column, value in enumerate(source.transposed(values)):
+        with b.if_then(b.icmp_signed("<", int64(column), columns)):
+            place = target.at(target.pointer(address), b.mul(column_step, int64(column)))
+            with b.if_else(b.icmp_signed("==", step, int64(1)), likely=True) as (side_by_side, scattered):
+                with side_by_side:
+                    target.masked_store(converted(value, source, target), place, mask)
+                with scattered:
+                    target.scatter(converted(value, source, target), place, spread, mask)
+    return context.get_dummy_value()

@@ -17,6 +17,7 @@ from .target import target
 
 TILE_ROWS = target().tile_rows
 TILE_VECTORS = target().tile_vectors
+ROWS = (TILE_ROWS, TILE_ROWS // 2, 1)  # numbers of rows with code of their own, for what whole tiles leave over
 LINE_BYTES = 64  # of a cache
 ROW_TURNS = 1 << (TILE_ROWS - 1).bit_length()
 LINE_TURNS = 1 << (-(-TILE_VECTORS * target().vector_bytes // LINE_BYTES)).bit_length()  # one more, where rows begin inside a line
@@ -24,25 +25,28 @@ LINE_TURNS = 1 << (-(-TILE_VECTORS * target().vector_bytes // LINE_BYTES)).bit_l
 
 @intrinsic
 def multiply_tile(  # type: ignore[no-untyped-def]
-    typingctx, runs, first_run, run_count, weight, weight_offset, panel, panel_offset,
-    result, row_step, rows, columns, accumulate, bias, bias_offset,
+    typingctx, runs, first_run, run_count, factors, factors_offset, factor_step, panel, panel_offset, panel_jumps,
+    result, row_step, rows, columns, accumulate, bias, bias_offset, ahead, ahead_step,
 ):  # fmt: skip
     """Add one tile of a product to the result, or store it there.
 
-    result[r * row_step + l] = start + sum over products of weight[weight_offset + k * TILE_ROWS + r] * panel[panel_offset + j * W + l]
+    result[r * row_step + l] = start + sum over products of factors[factors_offset + k * factor_step + r] * panel[panel_offset + j * W + l]
 
     for r < rows, l < columns, W = TILE_VECTORS * lanes (rows >= TILE_ROWS and columns >= W mean the full tile); ``start`` is the
-    result itself where ``accumulate`` is not 0, else bias[bias_offset + r].  Each sum is one chain of multiply-adds along k,
-    which is added to ``start`` at the end.
+    result itself where ``accumulate`` is not 0, else bias[bias_offset + r], or bias[bias_offset + l] with ``panel_jumps``.  Each sum is
+    one chain of multiply-adds along k, which is added to ``start`` at the end.
 
     runs : int64 array of pairs (first k, number of products > 0), of which the ``run_count`` from pair ``first_run`` on are taken; k
-        jumps from run to run, j counts the products.
-    weight, panel, bias : one-dimensional contiguous arrays of one dtype: float32, float64, int32, int64, or uint32 for pairs of int16 whose
-        products are summed in 32 bits.
+        jumps from run to run, j counts the products.  Where ``panel_jumps`` is not 0, k and j change places.
+    factors, panel, bias : one-dimensional contiguous arrays of one dtype: float32, float64, int32, int64, or uint32 for pairs of int16
+        whose products are summed in 32 bits.  Lanes beyond ``columns``, and rows beyond ``rows``, are read too: up to whole vectors, and
+        to the next number of ROWS.
+    bias : longer by a panel's width than its offsets reach.
+    ahead : int64 byte address that is asked for before it is needed, ``ahead_step`` bytes further with each product; any is allowed.
     result : int64 byte address.  All other arguments are int64 numbers, of elements where they are offsets or steps.
     """
     n = types.int64
-    return types.void(runs, n, n, weight, n, panel, n, n, n, n, n, n, bias, n), _emit_tile
+    return types.void(runs, n, n, factors, n, n, panel, n, n, n, n, n, n, n, bias, n, n, n), _emit_tile
 
 
 def _emit_tile(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -51,28 +55,35 @@ def _emit_tile(context: Any, builder: Any, signature: Any, arguments: Any) -> An
 
     tile = _Tile(builder, signature.args[3].dtype)
     tile.runs, tile.run_count = element(0, builder.mul(arguments[1], int64(2))), arguments[2]
-    tile.weight, tile.panel = element(3, arguments[4]), element(5, arguments[6])
-    tile.result = tile.v.pointer(arguments[7])
-    tile.row_step, tile.rows, tile.columns = arguments[8:11]
-    tile.accumulate = builder.icmp_signed("!=", arguments[11], int64(0))
-    tile.bias = element(12, arguments[13])
+    tile.factors, tile.panel = element(3, arguments[4]), element(6, arguments[7])
+    tile.factor_step = arguments[5]
+    tile.panel_jumps = builder.icmp_signed("!=", arguments[8], int64(0))
+    tile.result = tile.v.pointer(arguments[9])
+    tile.row_step, tile.rows, tile.columns = arguments[10:13]
+    tile.accumulate = builder.icmp_signed("!=", arguments[13], int64(0))
+    tile.bias = element(14, arguments[15])
+    tile.ahead, tile.ahead_step = arguments[16:18]
     tile.emit()
     return context.get_dummy_value()
 
 
 class _Tile:
-    """Code of :func:`multiply_tile`: one variant for each number of vectors that the columns fill."""
+    """Code of :func:`multiply_tile`: one variant for each number of vectors that the columns fill, and of ROWS."""
 
     runs: Any
     run_count: Any
-    weight: Any
+    factors: Any
+    factor_step: Any
     panel: Any
+    panel_jumps: Any
     result: Any
     row_step: Any
     rows: Any
     columns: Any
     accumulate: Any
     bias: Any
+    ahead: Any
+    ahead_step: Any
 
     def __init__(self, builder: Any, dtype: Any) -> None:
         self.builder = builder
@@ -81,14 +92,20 @@ class _Tile:
     def emit(self) -> None:
         b = self.builder
         end, full = b.append_basic_block("tile.end"), b.append_basic_block("tile.full")
-        switch = b.switch(b.sdiv(b.sub(self.columns, int64(1)), int64(self.v.lanes)), full)
-        for vectors in range(1, TILE_VECTORS + 1):
-            block = full if vectors == TILE_VECTORS else b.append_basic_block(f"tile.{vectors}")
-            if vectors < TILE_VECTORS:
-                switch.add_case(int64(vectors - 1), block)
-            b.position_at_end(block)
-            self._store(self._products(vectors))
-            b.branch(end)
+        kind: Any = int64(0)
+        for rows in ROWS[1:]:
+            kind = b.add(kind, b.zext(b.icmp_signed("<=", self.rows, int64(rows)), I64))
+        vectors, most = b.sdiv(b.sub(self.columns, int64(1)), int64(self.v.lanes)), int64(TILE_VECTORS - 1)
+        vectors = b.select(b.icmp_signed("<", vectors, most), vectors, most)
+        switch = b.switch(b.add(b.mul(kind, int64(TILE_VECTORS)), vectors), full)
+        for number, rows in enumerate(ROWS):
+            for vectors in range(1, TILE_VECTORS + 1):
+                block = full if (rows, vectors) == (TILE_ROWS, TILE_VECTORS) else b.append_basic_block(f"tile.{rows}x{vectors}")
+                if block is not full:
+                    switch.add_case(int64(number * TILE_VECTORS + vectors - 1), block)
+                b.position_at_end(block)
+                self._store(self._products(rows, vectors))
+                b.branch(end)
         b.position_at_end(end)
 
     def _prefetch(self, left: Any) -> None:
@@ -102,81 +119,90 @@ class _Tile:
         v.prefetch_for_writing(v.at(self.result, place))
 
     # ---- the sums ------------------------------------------------------------------------------------------------
-    def _products(self, vectors: int) -> list[list[Any]]:
+    def _products(self, rows: int, vectors: int) -> list[list[Any]]:
         """Accumulators [row][vector] after all runs."""
         b, v = self.builder, self.v
         before = b.block
         head, setup, latch, done = (b.append_basic_block("tile." + name) for name in ("run", "setup", "next", "sums"))
         b.branch(head)
         b.position_at_end(head)
-        run, panel = b.phi(I64), b.phi(self.panel.type)
-        sums = [[b.phi(v.vector) for _ in range(vectors)] for _ in range(TILE_ROWS)]
+        run, made, ahead = b.phi(I64), b.phi(I64), b.phi(I64)  # made: products of the runs before
+        sums = [[b.phi(v.vector) for _ in range(vectors)] for _ in range(rows)]
         b.cbranch(b.icmp_signed("<", run, self.run_count), setup, done)
         b.position_at_end(setup)
         first, count = (b.load(b.gep(self.runs, [b.add(b.mul(run, int64(2)), int64(field))])) for field in (0, 1))
-        weight = v.at(self.weight, b.mul(first, int64(TILE_ROWS)))
-        panel_after, sums_after = self._product_loop(setup, latch, count, weight, panel, sums)
+        factor = v.at(self.factors, b.mul(b.select(self.panel_jumps, made, first), self.factor_step))
+        panel = v.at(self.panel, b.mul(b.select(self.panel_jumps, first, made), int64(TILE_VECTORS * v.lanes)))
+        ahead_after, sums_after = self._product_loop(setup, latch, count, factor, panel, ahead, sums)
         b.position_at_end(latch)
         _join(run, (int64(0), before), (b.add(run, int64(1)), latch))
+        _join(made, (int64(0), before), (b.add(made, count), latch))
+        _join(ahead, (self.ahead, before), (ahead_after, latch))
         b.branch(head)
-        _join(panel, (self.panel, before), (panel_after, latch))
         for phi, after in zip(_flat(sums), _flat(sums_after)):
             _join(phi, (v.zero, before), (after, latch))
         b.position_at_end(done)
         return sums
 
     def _product_loop(
-        self, before: Any, after: Any, count: Any, weight: Any, panel: Any, sums: list[list[Any]]
+        self, before: Any, after: Any, count: Any, factors: Any, panel: Any, ahead: Any, sums: list[list[Any]]
     ) -> tuple[Any, list[list[Any]]]:
-        """Multiply-adds of one run, from block ``before`` to block ``after``: the panel pointer and the accumulators at its end."""
+        """Multiply-adds of one run, from block ``before`` to block ``after``: the address ahead and the accumulators at its end."""
         b, v = self.builder, self.v
         loop = b.append_basic_block("tile.products")
         b.branch(loop)
         b.position_at_end(loop)
-        left, w, p = b.phi(I64), b.phi(weight.type), b.phi(panel.type)
+        left, f, p, a = b.phi(I64), b.phi(factors.type), b.phi(panel.type), b.phi(I64)
         running = [[b.phi(v.vector) for _ in row] for row in sums]
         self._prefetch(left)
+        v.prefetch_for_reading(v.pointer(a), level=2)
         columns = [v.load(v.at(p, j * v.lanes)) for j in range(len(sums[0]))]
         new = []
         for r, row in enumerate(running):
-            factor = v.broadcast(v.at(w, r))
+            factor = v.broadcast(v.at(f, r))
             new.append([v.multiply_add(factor, column, total) for column, total in zip(columns, row)])
-        left_after, w_after, p_after = b.sub(left, int64(1)), v.at(w, TILE_ROWS), v.at(p, TILE_VECTORS * v.lanes)
+        left_after, f_after, p_after = b.sub(left, int64(1)), v.at(f, self.factor_step), v.at(p, TILE_VECTORS * v.lanes)
+        a_after = b.add(a, self.ahead_step)
         b.cbranch(b.icmp_signed(">", left_after, int64(0)), loop, after)
-        for phi, start, end in [(left, count, left_after), (w, weight, w_after), (p, panel, p_after)]:
+        for phi, start, end in [(left, count, left_after), (f, factors, f_after), (p, panel, p_after), (a, ahead, a_after)]:
             _join(phi, (start, before), (end, loop))
         for phi, start, end in zip(_flat(running), _flat(sums), _flat(new)):
             _join(phi, (start, before), (end, loop))
-        return p_after, new
+        return a_after, new
 
     # ---- the result ----------------------------------------------------------------------------------------------
     def _store(self, sums: list[list[Any]]) -> None:
         b, lanes, vectors = self.builder, self.v.lanes, len(sums[0])
-        whole = b.and_(b.icmp_signed(">=", self.rows, int64(TILE_ROWS)), b.icmp_signed(">=", self.columns, int64(vectors * lanes)))
+        whole = b.and_(b.icmp_signed(">=", self.rows, int64(len(sums))), b.icmp_signed(">=", self.columns, int64(vectors * lanes)))
         with b.if_else(whole, likely=True) as (all_lanes, some_lanes):
             with all_lanes, b.if_else(self.accumulate) as (add, start):
                 with add:
                     for r, row in enumerate(sums):
-                        self._store_row(r, row, None, None)
+                        self._store_row(r, row, None, [])
                 with start:
                     for r, row in enumerate(sums):
-                        self._store_row(r, row, None, self.v.broadcast(self.v.at(self.bias, r)))
+                        self._store_row(r, row, None, self._start(r, vectors))
             with some_lanes:
                 masks = [self.v.first(self.columns, j * lanes) for j in range(vectors)]
                 for r, row in enumerate(sums):
                     with b.if_then(b.icmp_signed("<", int64(r), self.rows)):
-                        self._store_row(r, row, masks, self.v.broadcast(self.v.at(self.bias, r)))
+                        self._store_row(r, row, masks, self._start(r, vectors))
 
-    def _store_row(self, r: int, row: list[Any], masks: list[Any] | None, start: Any) -> None:
+    def _start(self, r: int, vectors: int) -> list[Any]:
+        """What the sums of a row are added to at first."""
+        v, same = self.v, self.v.broadcast(self.v.at(self.bias, r))
+        return [self.builder.select(self.panel_jumps, v.load(v.at(self.bias, j * v.lanes)), same) for j in range(vectors)]
+
+    def _store_row(self, r: int, row: list[Any], masks: list[Any] | None, start: list[Any]) -> None:
         """Write one row of a tile: whole vectors without ``masks``; added to the result without ``start``, or where asked with masks."""
         b, v = self.builder, self.v
-        target_row = v.at(self.result, b.mul(self.row_step, int64(r)))
+        target_row, start = v.at(self.result, b.mul(self.row_step, int64(r))), start or [None] * len(row)
         for j, total in enumerate(row):
             pointer = v.at(target_row, j * v.lanes)
             if masks is None:
-                v.store(v.add(v.load(pointer) if start is None else start, total), pointer)
+                v.store(v.add(v.load(pointer) if start[j] is None else start[j], total), pointer)
             else:
-                old = b.select(self.accumulate, v.masked_load(pointer, masks[j]), start)
+                old = b.select(self.accumulate, v.masked_load(pointer, masks[j]), start[j])
                 v.masked_store(v.add(old, total), pointer, masks[j])
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -31,11 +30,12 @@ from ..arrays import ELEMENTS, AnyArray
 from ..choose import Accuracy
 from ..problem import Problem
 from . import pack
-from .axes import Line, Part, axis_parts, is_contiguous, merged, pixel_count, tap_count
+from .axes import Line, Part, is_contiguous, merged, pixel_count, tap_count
 from .compile import kernel
 from .direct import Direct
-from .elements import Kind, kind_of, like, store_sums
-from .gemm import TILE_ROWS, TILE_VECTORS, multiply_tile
+from .elements import like, store_sums, store_sums_turned
+from .gemm import LINE_BYTES, TILE_ROWS, TILE_VECTORS, multiply_tile
+from .gemm_shape import MOST_PANELS, MOST_PARTS, MOST_TURNED_BYTES, GemmShape, blocking
 from .layouts import Layouts
 from .pack import fill_tables, pack_panel, products_of
 from .pack_weight import as_real, pack_weight
@@ -43,27 +43,16 @@ from .simd import address_of, lanes_of
 from .target import target
 from .threads import most_threads, next_task, share, team_size
 
-DEPTH = 192  # products of one K block: a panel then stays in the first-level cache
 PANELS_A_TASK = 8  # about; while they pass, one K block of the weight stays in the second-level cache
-MOST_PANELS = 16
 STAGED_BYTES = 256 << 10  # of results that are staged, unless one panel needs more
-MOST_PARTS = 64  # of a transposed convolution
 ALIGNMENT = 64
-
-# The cost model, in cycles: to table a tap of a panel, to begin to copy it, to copy a vector of one channel with its lanes 1, 2 or
-# more cells apart, to multiply a vector by one weight and add it, to store a tile.
-TABLE_CYCLES = 50.0
-COPY_START_CYCLES = 20.0
-COPY_CYCLES = {1: 2.5, 2: 4.0, 3: 26.0}
-PRODUCT_CYCLES = {"float32": 0.5, "float64": 0.5, "uint32": 0.5 if target().fused_pairs else 1.0, "int32": 1.4, "int64": 2.0}
-STORE_CYCLES = 100.0
-CYCLES_A_SECOND = 2.5e9
+NEVER = 1 << 62
 
 # Fields of the geometry beyond those of the panels.
 (
     IMAGES, GROUPS, CHANNELS, ROWS, PIXELS, KERNEL, SOURCE, SOURCE_IMAGE, RESULT, RESULT_IMAGE, RESULT_CHANNEL, SCATTERED,
-    STAGED, CHANNELS_AT_ONCE, PANELS, SPLITS, TASKS, WEIGHT, FIELDS,
-) = range(pack.FIELDS, pack.FIELDS + 19)  # fmt: skip
+    STAGED, CHANNELS_AT_ONCE, PANELS, SPLITS, TASKS, WEIGHT, TURNED, BLOCK, STAGED_ROW, FIELDS,
+) = range(pack.FIELDS, pack.FIELDS + 22)  # fmt: skip
 
 
 # ---- kernels -----------------------------------------------------------------------------------------------------------
@@ -77,15 +66,16 @@ def _worker(geometry, shifts, weight, bias, source_like, result_like, counter): 
     g = geometry
     lanes, spare = lanes_of(weight), ALIGNMENT // weight.itemsize
     width = TILE_VECTORS * lanes
-    panel = np.empty(products_of(g, g[CHANNELS_AT_ONCE]) * g[pack.TAPS_AT_ONCE] * width + spare, weight.dtype)
+    each = products_of(g, g[CHANNELS_AT_ONCE]) * g[pack.TAPS_AT_ONCE] * width  # elements of a panel
+    panel = np.empty((g[PANELS] if g[TURNED] else 1) * each + spare, weight.dtype)
     panel = panel[-panel.ctypes.data // weight.itemsize % spare :]
-    stage = (g[ROWS] + TILE_ROWS) * width  # of one panel
+    stage = g[STAGED_ROW] * (width if g[TURNED] else g[ROWS] + TILE_ROWS)  # elements of a panel's
     staged = np.empty(g[STAGED] * g[PANELS] * stage, weight.dtype)
     table = np.empty((g[PANELS] * g[pack.TAPS_AT_ONCE] * TILE_VECTORS * g[pack.SLOTS], 2), np.int64)
     apart = (stage if g[STAGED] else width) * weight.itemsize
-    counts, runs = np.empty(g[PANELS] * g[pack.TAPS_AT_ONCE], np.int64), np.empty(g[pack.TAPS_AT_ONCE] + 2, np.int64)
-    origins = np.full((g[PANELS], 5), pack.NOWHERE)
-    row_blocks = -(-g[ROWS] // TILE_ROWS)
+    counts, runs = np.empty(g[PANELS] * g[pack.TAPS_AT_ONCE], np.int64), np.empty(g[PANELS] * (g[pack.TAPS_AT_ONCE] + 2), np.int64)
+    origins, run_counts = np.full((g[PANELS], 5), pack.NOWHERE), np.zeros(g[PANELS], np.int64)
+    row_blocks = -(-g[ROWS] // g[BLOCK])
     tabled_panel = tabled_tap = -1
     while True:
         task = next_task(counter)
@@ -108,11 +98,20 @@ def _worker(geometry, shifts, weight, bias, source_like, result_like, counter): 
                     tabled_panel, tabled_tap = first, tap
                 into = address_of(staged) if g[STAGED] else result + first * apart
                 for number in range(first, last):
-                    run_count = pack_panel(g, table, counts, origins, number - first, taps, at, channels, source_like, panel, runs)
-                    _multiply_panel(g, weight, bias, group, k, first_row, last_row, into, number, panel, runs, run_count)
+                    i = number - first
+                    start, run = (i * each, i * (taps // 2 + 1)) if g[TURNED] else (0, 0)
+                    run_counts[i] = pack_panel(g, table, counts, origins, i, taps, at, channels, source_like, panel, start, runs, run)
+                    if not g[TURNED]:
+                        _multiply_panel(g, weight, bias, group, k, first_row, last_row, into, number, panel, runs, run_counts[i])
                     into += apart
+                if g[TURNED]:
+                    next_k, runs_each = k + taps * products_of(g, channels), taps // 2 + 1
+                    _multiply_turned(
+                        g, weight, bias, group, k, next_k, first_row, last_row, address_of(staged), first, last, panel, each,
+                        runs, runs_each, run_counts, result + first * width * result_like.itemsize, result_like.itemsize,
+                    )  # fmt: skip
         if g[STAGED]:
-            _unstage(g, staged, stage, first_row * TILE_ROWS, min(last_row * TILE_ROWS, g[ROWS]), result, first, last, result_like)
+            _unstage(g, staged, stage, first_row * g[BLOCK], min(last_row * g[BLOCK], g[ROWS]), result, first, last, result_like)
 
 
 @kernel(forceinline=True)
@@ -123,12 +122,60 @@ def _multiply_panel(g, weight, bias, group, k, first_row, last_row, into, number
     """
     width = TILE_VECTORS * lanes_of(weight)
     columns = min(width, g[PIXELS] - number * width)
-    step, products = width if g[STAGED] else g[RESULT_CHANNEL], products_of(g, g[CHANNELS]) * g[KERNEL]
+    step, products = g[STAGED_ROW] if g[STAGED] else g[RESULT_CHANNEL], products_of(g, g[CHANNELS]) * g[KERNEL]
     for row in range(first_row, last_row):
         block = group * -(-g[ROWS] // TILE_ROWS) + row
         offset = g[WEIGHT] + (block * products + k) * TILE_ROWS
         address, rows = into + row * TILE_ROWS * step * weight.itemsize, min(TILE_ROWS, g[ROWS] - row * TILE_ROWS)
-        multiply_tile(runs, 0, run_count, weight, offset, panel, 0, address, step, rows, columns, k, bias, block * TILE_ROWS)
+        multiply_tile(
+            runs, 0, run_count, weight, offset, TILE_ROWS, panel, 0, 0, address, step, rows, columns, k, bias, block * TILE_ROWS, address, 0
+        )  # fmt: skip
+
+
+@kernel(forceinline=True)
+def _multiply_turned(  # type: ignore[no-untyped-def]
+    g,
+    weight,
+    bias,
+    group,
+    k,
+    next_k,
+    first_row,
+    last_row,
+    staged,
+    first,
+    last,
+    panel,
+    each,
+    runs,
+    runs_each,
+    run_counts,
+    result,
+    result_item,
+):
+    """Row blocks times the panels [first, last) with the roles of the two turned: pixels are broadcast, rows of the weight are lanes.
+
+    Each block of the weight is read from far away while the one before is multiplied.
+    """
+    width = TILE_VECTORS * lanes_of(weight)
+    products, blocks = products_of(g, g[CHANNELS]) * g[KERNEL], -(-g[ROWS] // width)
+    for row in range(first_row, last_row):
+        block, columns = group * blocks + row, min(width, g[ROWS] - row * width)
+        offset = g[WEIGHT] + (block * products + k) * width
+        ahead = offset + products * width if row + 1 < last_row else g[WEIGHT] + ((group * blocks + first_row) * products + next_k) * width
+        ahead, ahead_step = address_of(weight) + ahead * weight.itemsize, LINE_BYTES
+        ahead_end = ahead + (next_k - k) * width * weight.itemsize
+        for number in range(first, last):
+            i, pixels = number - first, min(width, g[PIXELS] - number * width)
+            for pixel in range(0, pixels, TILE_ROWS):
+                address = staged + ((i * width + pixel) * g[STAGED_ROW] + row * width) * weight.itemsize
+                multiply_tile(
+                    runs, i * runs_each, run_counts[i], panel, i * each + pixel, width, weight, offset, 1, address, g[STAGED_ROW],
+                    min(TILE_ROWS, pixels - pixel), columns, k, bias, block * width, ahead, ahead_step,
+                )  # fmt: skip
+                ahead += (next_k - k) * ahead_step
+                if ahead >= ahead_end and next_k == products:  # the weight is there: now the lines that _unstage will write
+                    ahead, ahead_end = result + row * width * g[RESULT_CHANNEL] * result_item, NEVER
 
 
 @kernel(forceinline=True)
@@ -149,11 +196,20 @@ def _unstage_panel(g, staged, start, first_row, last_row, result, number, like):
     done, pixels = 0, min(width, g[PIXELS] - pixel)
     while done < pixels:
         length = min(across - w, pixels - done)
+        if g[TURNED]:
+            length = min(length, lanes_of(staged))
         offset = d * g[pack.RESULT_STRIDE] + h * g[pack.RESULT_STRIDE + 1] + w * stride
-        for row in range(first_row, last_row, g[pack.COMPONENTS]):
+        if g[TURNED]:
+            for row in range(first_row, last_row, lanes_of(staged)):
+                address, rows = result + (row * g[RESULT_CHANNEL] + offset) * like.itemsize, min(lanes_of(staged), last_row - row)
+                at = start + done * g[STAGED_ROW] + row
+                store_sums_turned(staged, at, g[STAGED_ROW], length, rows, address, g[RESULT_CHANNEL], stride, like)
+        for row in range(last_row if g[TURNED] else first_row, last_row, g[pack.COMPONENTS]):
             address = result + (row // g[pack.COMPONENTS] * g[RESULT_CHANNEL] + offset) * like.itemsize
             store_sums(staged, start + row * width + done, width, length, address, stride, like)
-        done, w, h = done + length, 0, h + 1
+        done, w = done + length, w + length
+        if w == across:
+            w, h = 0, h + 1
         if h == deep:
             h, d = 0, d + 1
 
@@ -195,8 +251,7 @@ class Placed(NamedTuple):
     first: int
 
 
-@dataclass(frozen=True)
-class ImplicitGemmSetup:
+class ImplicitGemmSetup(GemmShape):
     """Implicit GEMM set up for one problem.
 
     ``pack`` returns an int64 flag (is the weight finite?), then the padded weight and bias.  A transposed convolution with a weight that is
@@ -204,82 +259,17 @@ class ImplicitGemmSetup:
     transposed convolution multiplies no zeros.
     """
 
-    problem: Problem
-
-    # ---- what depends on the problem alone -----------------------------------------------------------------------
-    @cached_property
-    def parts(self) -> list[Part]:
-        depth, height, width = (axis_parts(self.problem, axis) for axis in range(3))
-        return list(itertools.product(depth, height, width))
-
-    @property
-    def kind(self) -> Kind:
-        return kind_of(self.problem.dtype)
-
-    @cached_property
-    def lanes(self) -> int:
-        return target().lanes(self.kind.sums.name)
-
-    @cached_property
-    def channels(self) -> int:
-        """Source channels of one group."""
-        return self.problem.source_channels // self.problem.groups
-
-    @cached_property
-    def rows(self) -> int:
-        """Rows of one group's weight: the components of its result channels."""
-        return self.problem.result_channels // self.problem.groups * self.kind.components
-
-    @cached_property
-    def row_blocks(self) -> int:
-        return -(-self.rows // TILE_ROWS)
-
-    @cached_property
-    def weight_starts(self) -> list[int]:
-        """Where each part's weight starts in the packed one; the last is the end."""
-        row = self.problem.groups * self.row_blocks * TILE_ROWS * self.kind.products(self.channels)
-        return [0, *itertools.accumulate(row * tap_count(part) for part in self.parts)]
-
-    @cached_property
-    def seconds(self) -> float:
-        """Estimated time of one image on one thread."""
-        cycles = 0.0
-        for part in self.parts:
-            taps, vectors = tap_count(part), -(-pixel_count(part) // self.lanes)
-            panels, products = -(-vectors // TILE_VECTORS), self.kind.products(self.channels) * taps
-            blocks = -(-self.channels // blocking(self.channels, taps, self.kind)[0])  # of channels
-            copies = vectors * taps * self.channels * self.kind.components
-            copy = panels * taps * blocks * COPY_START_CYCLES + copies * COPY_CYCLES[min(part[2].step, 3)]
-            multiply = vectors * products * TILE_ROWS * PRODUCT_CYCLES[self.kind.sums.name] + panels * blocks * STORE_CYCLES
-            cycles += self.problem.groups * (copy + self.row_blocks * multiply) + panels * taps * TABLE_CYCLES * self._tabled(part)
-        return cycles / CYCLES_A_SECOND
-
-    def _tabled(self, part: Part) -> float:
-        """Share of the panels that need tables of their own: all, or those near the borders of depth and height."""
-        if self._columns(part[2].size) > MOST_PANELS:
-            return 1.0
-        shared = 1.0
-        for axis, size in zip(part[:2], self.problem.source_size):
-            first = -min(0, *axis.shifts, 0) // axis.step
-            last = min(axis.size - 1, (size - 1 - max(0, *axis.shifts, 0)) // axis.step)
-            shared *= max(0, last - first + 1) / axis.size
-        return 1.0 - shared
-
-    def _columns(self, across: int) -> int:
-        """Panels until one begins in the first one's column, in rows of so many pixels."""
-        return across // math.gcd(across, TILE_VECTORS * self.lanes)
-
     @cached_property
     def workspace(self) -> int:
         """Upper bound of the bytes that ``run`` allocates: of each thread a panel, tables, and a copy of a panel's results."""
         width, item, most = TILE_VECTORS * self.lanes, self.kind.sums.itemsize, 0
-        stage = self._staged_panels * (self.rows + TILE_ROWS) * width * item
+        stage, panels = self._staged_panels * self._stage, self._staged_panels if self.turned else 1
         for part in self.parts:
             channels, taps = blocking(self.channels, tap_count(part), self.kind)
-            tables = MOST_PANELS * (taps * (2 * TILE_VECTORS * self._slots(part[2].size) + 1) + 5)
+            tables = MOST_PANELS * (taps * (2 * TILE_VECTORS * self.slots(part[2].size) + 2) + 8)
             pieces = 4 * (width + 1) * min(len(part[2].taps), taps)
-            numbers = tables + pieces + 6 * width + taps + TILE_VECTORS + 2
-            most = max(most, self.kind.products(channels) * taps * width * item + stage + ALIGNMENT + numbers * 8)
+            numbers = tables + pieces + 6 * width + TILE_VECTORS
+            most = max(most, panels * self.kind.products(channels) * taps * width * item + stage + ALIGNMENT + numbers * 8)
         own = most_threads() * most + FIELDS * 8
         return max(own, Direct().setup(self.problem).workspace) if self.problem.transposed else own
 
@@ -288,23 +278,31 @@ class ImplicitGemmSetup:
         """Whether results are not stored as the sums are."""
         return ELEMENTS[self.problem.out_dtype].storage.itemsize != self.kind.sums.itemsize
 
+    @property
+    def _staged_row(self) -> int:
+        """Elements of one row of what is staged: of the rows of a panel, or of the pixels where roles are turned (off one cache set)."""
+        width = TILE_VECTORS * self.lanes
+        return self.row_blocks * width + self.lanes if self.turned else width
+
+    @cached_property
+    def _stage(self) -> int:
+        """Bytes of a panel's results that are staged."""
+        rows = TILE_VECTORS * self.lanes if self.turned else self.rows + TILE_ROWS
+        return rows * self._staged_row * self.kind.sums.itemsize
+
     @cached_property
     def _staged_panels(self) -> int:
         """Panels of a task whose results are staged."""
-        one = (self.rows + TILE_ROWS) * TILE_VECTORS * self.lanes * self.kind.sums.itemsize
-        return max(1, min(STAGED_BYTES // one, MOST_PANELS))
+        return max(1, min((MOST_TURNED_BYTES if self.turned else STAGED_BYTES) // self._stage, MOST_PANELS))
 
     @property
     def packed_bytes(self) -> int:
-        elements = self.weight_starts[-1] + self.problem.groups * self.row_blocks * TILE_ROWS
-        return elements * self.kind.sums.itemsize + 8
+        return (self.weight_starts[-1] + self._bias_size) * self.kind.sums.itemsize + 8
 
-    def _slots(self, columns: int) -> int:
-        """Entries that one vector of one tap may need where a row has so many pixels."""
-        if self.problem.padding_mode != "zeros":
-            return self.lanes
-        rows = min(self.lanes, (self.lanes - 2) // columns + 2)
-        return 4 if rows == 3 else rows
+    @property
+    def _bias_size(self) -> int:
+        """Elements of the padded bias, of which the microkernel may read some beyond the last row's."""
+        return self.problem.groups * self.row_blocks * self.block + TILE_VECTORS * self.lanes
 
     # ---- arrays --------------------------------------------------------------------------------------------------
     def pack(self, weight: AnyArray, bias: AnyArray | None) -> tuple[AnyArray, ...]:
@@ -314,22 +312,25 @@ class ImplicitGemmSetup:
         if components == 2:
             weight = as_real(weight, p.transposed)
         weight = weight.astype(np.int16 if together == 2 else self.kind.sums, copy=False)
-        packed = np.empty(self.weight_starts[-1] * together, weight.dtype)
+        spare = ALIGNMENT // weight.itemsize
+        packed = np.empty(self.weight_starts[-1] * together + spare, weight.dtype)
+        packed = packed[-_address(packed) // weight.itemsize % spare :][: self.weight_starts[-1] * together]
         steps = [step // weight.itemsize for step in weight.strides]
         of_filter, of_channel = (steps[1], steps[0]) if p.transposed else (steps[0], steps[1])
         of_group, channels = steps[0] * p.out_per_group * components, self.channels * components
         numbers = [_address(weight), of_group, of_filter, of_channel, p.groups, self.rows, channels]
-        for part, start in zip(self.parts, self.weight_starts):
+        for start, part in dict(zip(self.weight_starts, self.parts)).items():
             at_once = blocking(self.channels, tap_count(part), self.kind)[0] * components
             offsets = [sum(k * step for k, step in zip(tap, steps[2:])) for tap in itertools.product(*(axis.taps for axis in part))]
-            own, taps = np.array([*numbers, at_once, together], np.int64), np.array(offsets, np.int64)
+            own, taps = np.array([*numbers, at_once, together, self.block], np.int64), np.array(offsets, np.int64)
             finite[0] &= pack_weight(own, taps, packed, start * together)
         if p.transposed and not finite[0]:
             return finite, *Direct().setup(p).pack(given, bias)
-        padded = np.zeros((p.groups, self.row_blocks * TILE_ROWS // components), ELEMENTS[p.dtype].accumulator)
+        padded = np.zeros(self._bias_size // components, ELEMENTS[p.dtype].accumulator)
         if bias is not None:
-            padded[:, : p.result_channels // p.groups] = bias.reshape(p.groups, -1)
-        return finite, packed.view(self.kind.sums), padded.reshape(-1).view(self.kind.sums)
+            rows = padded[: p.groups * self.row_blocks * self.block // components].reshape(p.groups, -1)
+            rows[:, : p.result_channels // p.groups] = bias.reshape(p.groups, -1)
+        return finite, packed.view(self.kind.sums), padded.view(self.kind.sums)
 
     def run(self, source: AnyArray, packed: tuple[AnyArray, ...], result: AnyArray) -> None:
         finite, weight, bias, *_ = packed
@@ -365,7 +366,7 @@ class ImplicitGemmSetup:
         for i, line in enumerate(lines):
             g[i : pack.MODE : 3] = [*line[:5], len(line.shifts)]
         step = lines[2].step * lines[2].source_stride
-        g[pack.MODE], g[pack.SLOTS] = PADDING_MODES.index(p.padding_mode), self._slots(lines[2].size)
+        g[pack.MODE], g[pack.SLOTS] = PADDING_MODES.index(p.padding_mode), self.slots(lines[2].size)
         g[pack.LANE_STEP], g[pack.SPACING] = step, {1: pack.UNIT, 2: pack.EVEN}.get(step, pack.SPREAD)
         g[IMAGES], g[GROUPS], g[CHANNELS], g[ROWS] = batch, p.groups, self.channels, self.rows
         g[PIXELS], g[KERNEL], g[WEIGHT] = pixel_count(part), tap_count(part), start
@@ -375,20 +376,14 @@ class ImplicitGemmSetup:
             *(s // result_item for s in result[:2]),
         )
         g[SCATTERED], g[pack.TOGETHER], g[pack.COMPONENTS] = not is_contiguous(lines), self.kind.together, self.kind.components
-        g[STAGED] = g[SCATTERED] or self._narrows
+        g[STAGED] = g[SCATTERED] or self._narrows or self.turned
+        g[TURNED], g[BLOCK], g[STAGED_ROW] = self.turned, self.block, self._staged_row
         panels = -(-pixel_count(part) // (TILE_VECTORS * self.lanes))
-        repeat = self._columns(lines[2].size)
+        repeat = self.columns(lines[2].size)
         g[PANELS] = min(max(1, PANELS_A_TASK // repeat) * repeat, self._staged_panels if g[STAGED] else MOST_PANELS, panels)
         g[TASKS] = -(-panels // int(g[PANELS])) * batch * p.groups
         shifts = np.array([shift for line in lines for shift in line.shifts], np.int64)
         return Placed(g, shifts, sum(axis.first * step for axis, step in zip(part, result[2:])))
-
-
-def blocking(channels: int, kernel: int, kind: Kind) -> tuple[int, int]:
-    """Channels and taps of one K block, as even as they can be; more than one block of taps only for the channels of one product."""
-    taps, units, depth = max(kernel, 1), -(-channels // kind.together), DEPTH // kind.components
-    most = max(1, depth // taps)
-    return -(-units // -(-units // most)) * kind.together, -(-taps // -(-taps // depth))
 
 
 def _address(array: AnyArray) -> int:

@@ -27,41 +27,43 @@ def as_real(weight: AnyArray, transposed: bool) -> AnyArray:
 
 @kernel()
 def pack_weight(numbers, taps, packed, at):  # type: ignore[no-untyped-def]
-    """Write one part's weight as (groups, row blocks, K, TILE_ROWS, together) from packed[at] on: K in the order of the panels.
+    """Write one part's weight as (groups, row blocks, K, rows of a block, together) from packed[at] on: K in the order of the panels.
 
     numbers : int64 array: byte address, strides (elements) of a group, a filter and a channel, groups, filters, channels, the
-        channels of a K block and those of one product (together); taps : int64 offsets of the part's taps.
+        channels of a K block and those of one product (together), rows of a block, a multiple of TILE_ROWS.
+    taps : int64 offsets of the part's taps.
     packed : array of the weight's dtype, of any content; missing rows and channels become zeros.
 
     Returns whether all numbers are finite.
     """
     finite = True
-    address, of_group, of_filter, of_channel, groups, filters, channels, at_once, together = numbers
-    row_blocks, products = -(-filters // TILE_ROWS), -(-channels // together) * len(taps)
+    address, of_group, of_filter, of_channel, groups, filters, channels, at_once, together, block_rows = numbers
+    row_blocks, products = -(-filters // block_rows), -(-channels // together) * len(taps)
     count = 0
     for first in range(0, channels if len(taps) else 0, at_once):
         if count != min(at_once, channels - first):
             count = min(at_once, channels - first)
-            low, most, places = _places(taps, of_filter, of_channel, count, lanes_of(packed))
+            low, most, places = _places(taps, of_filter, of_channel, count, block_rows, lanes_of(packed))
         for group in range(groups):
             for block in range(row_blocks):
-                row = block * TILE_ROWS
-                rows, start = min(TILE_ROWS, filters - row), group * of_group + row * of_filter + first * of_channel
-                begin = to = at + ((group * row_blocks + block) * products + first // together * len(taps)) * TILE_ROWS * together
-                source = address + start * packed.itemsize
-                if together > 1:
-                    _pack_pairs(source, of_filter, of_channel, rows, taps, count, together, packed, to)
-                elif len(places) == 0:
-                    for tap in taps:
-                        for channel in range(count):
-                            pack_column(source + (channel * of_channel + tap) * packed.itemsize, of_filter, rows, packed, to)
-                            to += TILE_ROWS
-                else:
-                    size, source = len(places) - lanes_of(packed), source + low * packed.itemsize
-                    for channel in range(0, count, most):
-                        pack_columns(source + channel * of_channel * packed.itemsize, of_filter, rows, size, places, packed, to)
-                        to += TILE_ROWS
-                finite &= _is_finite(packed[begin : begin + count * len(taps) * TILE_ROWS])
+                begin = at + ((group * row_blocks + block) * products + first // together * len(taps)) * block_rows * together
+                for row in range(0, block_rows, TILE_ROWS):
+                    filter = block * block_rows + row
+                    rows, to = min(TILE_ROWS, filters - filter), begin + row * together
+                    source = address + (group * of_group + filter * of_filter + first * of_channel) * packed.itemsize
+                    if together > 1:
+                        _pack_pairs(source, of_filter, of_channel, rows, taps, count, together, packed, to, block_rows)
+                    elif len(places) == 0:
+                        for tap in taps:
+                            for channel in range(count):
+                                pack_column(source + (channel * of_channel + tap) * packed.itemsize, of_filter, rows, packed, to)
+                                to += block_rows
+                    else:
+                        size, source = len(places) - lanes_of(packed), source + low * packed.itemsize
+                        for channel in range(0, count, most):
+                            pack_columns(source + channel * of_channel * packed.itemsize, of_filter, rows, size, places, packed, to)
+                            to += block_rows
+                finite &= _is_finite(packed[begin : begin + -(-count // together) * len(taps) * block_rows * together])
     return finite
 
 
@@ -76,7 +78,7 @@ def _is_finite(numbers):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _places(taps, of_filter, of_channel, channels, lanes):  # type: ignore[no-untyped-def]
+def _places(taps, of_filter, of_channel, channels, block_rows, lanes):  # type: ignore[no-untyped-def]
     """How the elements of a K block lie side by side in memory: (offset of the first one, channels at once, place of each in K or -1).
 
     All channels at once where they are neighbours, else one; no places, but a vector of -1 behind, where elements lie too far apart.
@@ -90,15 +92,15 @@ def _places(taps, of_filter, of_channel, channels, lanes):  # type: ignore[no-un
     places = np.full(size + lanes, -1)
     for channel in range(most):
         for t in range(len(taps)):
-            places[channel * of_channel + taps[t] - low] = (t * channels + channel) * TILE_ROWS
+            places[channel * of_channel + taps[t] - low] = (t * channels + channel) * block_rows
     if (places >= 0).sum() < wanted:  # some lie in one place
         return low, most, nowhere
     return low, most, places
 
 
 @kernel()
-def _pack_pairs(source, of_filter, of_channel, rows, taps, channels, together, packed, at):  # type: ignore[no-untyped-def]
-    """One row block and K block where several channels make one product."""
+def _pack_pairs(source, of_filter, of_channel, rows, taps, channels, together, packed, at, block_rows):  # type: ignore[no-untyped-def]
+    """TILE_ROWS rows of a K block where several channels make one product."""
     for tap in taps:
         for channel in range(0, channels, together):
             packed[at : at + TILE_ROWS * together] = 0
@@ -106,4 +108,4 @@ def _pack_pairs(source, of_filter, of_channel, rows, taps, channels, together, p
                 start = source + ((channel + i) * of_channel + tap) * packed.itemsize
                 for r in range(rows):
                     packed[at + r * together + i] = load_element(start + r * of_filter * packed.itemsize, packed)
-            at += TILE_ROWS * together
+            at += block_rows * together

@@ -119,6 +119,19 @@ class Vectors:
         """Lanes of two vectors by turns: twice as many."""
         return self.shuffle(a, b, [lane + half * self.lanes for lane in range(self.lanes) for half in range(2)])
 
+    def transposed(self, rows: list[Any]) -> list[Any]:
+        """The columns of a square of vectors: blocks of 1, 2, 4, ... lanes change places."""
+        width, lanes = 1, range(self.lanes)
+        while width < self.lanes:
+            new = list(rows)
+            for i in lanes:
+                if not i & width:
+                    low = [lane if not lane & width else self.lanes + lane - width for lane in lanes]
+                    high = [lane + width if not lane & width else self.lanes + lane for lane in lanes]
+                    new[i], new[i + width] = (self.shuffle(rows[i], rows[i + width], order) for order in (low, high))
+            rows, width = new, 2 * width
+        return rows
+
     @property
     def picks(self) -> bool:
         """Whether there is :meth:`pick`."""
@@ -161,9 +174,9 @@ class Vectors:
         arguments = [value, self._addresses(pointer, indices), self._alignment, mask]
         self._call(f"llvm.masked.scatter.{self.suffix}.v{self.lanes}p0", ir.VoidType(), arguments)
 
-    def prefetch_for_reading(self, pointer: Any) -> None:
-        """Ask for the cache line at ``pointer``; any address is allowed."""
-        arguments = [self.builder.bitcast(pointer, I8.as_pointer()), ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)]
+    def prefetch_for_reading(self, pointer: Any, level: int = 1) -> None:
+        """Ask for the cache line at ``pointer``, into the cache of a level; any address is allowed."""
+        arguments = [self.builder.bitcast(pointer, I8.as_pointer()), ir.Constant(I32, 0), ir.Constant(I32, 4 - level), ir.Constant(I32, 1)]
         self._call("llvm.prefetch.p0", ir.VoidType(), arguments)
 
     def prefetch_for_writing(self, pointer: Any) -> None:

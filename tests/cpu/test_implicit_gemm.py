@@ -12,10 +12,11 @@ import pytest
 
 from numbaconv import Problem, reference
 from numbaconv.cpu import threads
-from numbaconv.cpu.axes import UNIT_LINE, Line, merged
+from numbaconv.cpu.axes import UNIT_LINE, Line, merged, pixel_count, taps_that_meet
 from numbaconv.cpu.elements import kind_of
 from numbaconv.cpu.gemm import TILE_ROWS, TILE_VECTORS
-from numbaconv.cpu.implicit_gemm import DEPTH, MOST_PARTS, ImplicitGemm, ImplicitGemmSetup, blocking
+from numbaconv.cpu.gemm_shape import DEPTH, MOST_PARTS, blocking
+from numbaconv.cpu.implicit_gemm import ImplicitGemm, ImplicitGemmSetup
 from numbaconv.cpu.target import Target, _from_features, target
 
 from ..cases import call, case, dtype_of, integer_arrays, normal_arrays
@@ -23,6 +24,26 @@ from ..checks import always_parallel, assert_same, check_exact
 from ..layouts import channels_last, read_only, repeated, with_axes_in_order, with_steps
 
 WIDTH = TILE_VECTORS * target().lanes("float32")
+
+# Dilated so far that pieces of the result leave taps out: in each rank, strided, and with taps that read padding alone everywhere.
+CUT = [
+    case("fwd", (192,), (3,), mb=2, ic=30, oc=33, p=64, d=64, b=1),
+    case("fwd", (41, 50), (3, 3), ic=6, oc=2 * 9, g=2, s=2, p=18, d=18, b=1, t="f64"),
+    case("fwd", (20, 22, 24), (2, 3, 3), ic=3, oc=9, p=(4, 8, 9), d=(8, 8, 9), b=1),
+    case("fwd", (30, 31), (5, 5), ic=3, oc=9, p=24, d=12, b=1),
+]
+
+# Few pixels and many rows of the weight: pixels are broadcast, and whole, half and single rows of a tile are left over.
+TURNED = [
+    case("fwd", (7, 7), (3, 3), mb=2, ic=30, oc=100, p=1, b=1),
+    case("fwd", (7, 7), (1, 1), ic=2 * (DEPTH + 1), oc=2 * 96, g=2, b=1, mb=2, t="f64"),
+    case("fwd", (14, 14), (1, 1), ic=400, oc=128, b=1),
+    case("fwd", (2, 4, 5), (1, 3, 3), ic=30, oc=200, p=(0, 1, 1), mode="circular"),
+    case("fwd", (13, 13), (3, 3), ic=61, oc=130, p=4, d=4, s=2, b=1, t="s8"),
+    case("fwd", (7, 7), (3, 3), ic=30, oc=100, p=1, b=1, t="bf16"),
+    case("fwd", (10,), (2 * DEPTH + 5,), ic=2, oc=100, p=DEPTH),
+    case("igrad", (7, 7), (3, 3), mb=2, ic=100, oc=30, p=1, b=1),
+]
 
 BLOCKS = [
     # K: one block exactly, one product more, uneven blocks, a block of each channel, a kernel that is several blocks
@@ -68,6 +89,8 @@ BLOCKS = [
     case("fwd", (20, 30), (3, 3), ic=6, oc=3 * 11, g=3, mb=3, p=1, b=1, t="c128"),
     case("fwd", (17, 18), (13, 12), ic=3, oc=2, p=4, t="c64"),
     case("fwd", (33, 35), (3, 3), ic=25, oc=9, p=12, d=12, b=1, t="c64"),
+    *CUT,
+    *TURNED,
 ]
 
 SPACINGS = [
@@ -307,6 +330,22 @@ def test_declines_without_the_compiler_and_without_channels(monkeypatch: pytest.
     assert "weight" in str(ImplicitGemm().supports(replace(p, direction="weight_grad")))
     monkeypatch.setattr("numba.core.config.DISABLE_JIT", True)
     assert "NUMBA_DISABLE_JIT" in str(ImplicitGemm().supports(p))
+
+
+@pytest.mark.skipif(target().registers < 32, reason="smaller tiles leave few lanes empty")
+@pytest.mark.parametrize("text", TURNED)
+def test_few_pixels_are_broadcast(text: str) -> None:
+    assert ImplicitGemmSetup(Problem.parse(text)).turned
+
+
+@pytest.mark.parametrize("text", CUT)
+def test_dilated_taps_are_left_out_by_pieces(text: str) -> None:
+    p = Problem.parse(text)
+    setup = ImplicitGemmSetup(p)
+    assert len(setup.parts) > 1
+    assert sum(pixel_count(part) for part in setup.parts) == np.prod(p.out_size)
+    for axes, size, whole in zip(zip(*setup.parts), p.source_size, p.out_size):
+        assert all(axis.size == whole or taps_that_meet(axis, size) % 1 == 0 for axis in axes)
 
 
 # ---- parts -------------------------------------------------------------------------------------------------------------
