@@ -1,6 +1,7 @@
 """The CPU algorithms, fastest first, ending in the one that takes every problem."""
 
 from ..choose import Algorithm
+from .depthwise import Depthwise
 from .direct import Direct
 from .fft import Fft
 from .filter import Filter
@@ -12,6 +13,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     Winograd("winograd", "transform"),
     Winograd("winograd_fast", "loose"),
     Fft(),
+    Depthwise(),
     Filter(),
     ImplicitGemm(),
     WeightGemm(),

@@ -16,7 +16,7 @@ from numba.core import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from .simd import I64, Vectors, counted, int64
+from .simd import I64, Vectors, counted, int64, transposed
 
 
 # ---- passes ------------------------------------------------------------------------------------------------------------
@@ -175,21 +175,11 @@ def transpose_cells(typingctx, like, source, source_step, target, target_step): 
                 return v.pointer(builder.add(builder.add(base, offset), builder.mul(step, int64(i))))
 
             rows = [v.load(place(source, source_step, i)) for i in range(v.lanes)]
-            for i, column in enumerate(_transposed(v, rows)):
+            for i, column in enumerate(transposed(v, rows)):
                 v.store(column, place(target, target_step, i))
         return context.get_dummy_value()
 
     return types.void(like, *[types.int64] * 4), codegen
-
-
-def _transposed(v: Vectors, rows: list[Any]) -> list[Any]:
-    """By halves: blocks of 1, 2, 4 ... lanes change places with those of the row so far away."""
-    lanes = range(v.lanes)
-    for h in (2**i for i in range(v.lanes.bit_length() - 1)):
-        upper = [lane if not lane & h else v.lanes + lane - h for lane in lanes]
-        lower = [lane + h if not lane & h else v.lanes + lane for lane in lanes]
-        rows = [v.shuffle(rows[i], rows[i | h], upper) if not i & h else v.shuffle(rows[i ^ h], rows[i], lower) for i in lanes]
-    return rows
 
 
 @intrinsic

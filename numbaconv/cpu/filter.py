@@ -24,6 +24,7 @@ from .filter_layout import MOST_SCRATCH, layout_of
 from .target import target
 
 MOST_PARTS = 64  # of a transposed convolution
+SCATTER_SECONDS = 1e-9  # of a result that is stored on its own, as a gradient's are between those of other remainders
 
 
 class Filter:
@@ -56,7 +57,9 @@ class Filter:
         return None
 
     def cost(self, problem: Problem) -> float:
-        return sum(layout_of(part).seconds for part in _forward(problem))
+        p = problem
+        scattered = p.result_channels * math.prod(p.result_size) if p.transposed and p.stride[2] > 1 else 0
+        return sum(layout_of(part).seconds for part in _forward(p)) + scattered * SCATTER_SECONDS
 
     def setup(self, problem: Problem) -> FilterSetup | FilterGradientSetup:
         return FilterGradientSetup(problem) if problem.transposed else FilterSetup(problem)

@@ -23,7 +23,7 @@ ALIGNMENT = 64
 # The cost model, in cycles: of a task, of a tile, of a line, of copying a vector whose columns lie 1, 2 or more apart, of loading a
 # vector that crosses cache lines, of a vector's multiply-add.
 TASK_CYCLES = 300.0
-TILE_CYCLES = 50.0
+TILE_CYCLES = 110.0
 LINE_CYCLES = 2.0
 COPY_CYCLES = {1: 4.0, 2: 5.0, 3: 60.0}
 LOAD_CYCLES = 1.7
