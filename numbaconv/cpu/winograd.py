@@ -262,22 +262,12 @@ class WinogradSetup:
         filters, packed = np.empty(rows * p.taps, weight.dtype), np.empty(rows * self.products, weight.dtype)
         steps = [step // weight.itemsize for step in weight.strides]
         of_filter, of_channel = (steps[1], steps[0]) if p.transposed else (steps[0], steps[1])
-        numbers = [
-            _address(weight),
-            steps[0] * p.out_per_group,
-            of_filter,
-            of_channel,
-            p.groups,
-            self.filters,
-            self.channels,
-            1,
-            1,
-            TILE_ROWS,
-        ]
+        of_group, counts = steps[0] * p.out_per_group, (p.groups, self.filters, self.channels)
+        numbers = [_address(weight), of_group, of_filter, of_channel, *counts, 1, 1, TILE_ROWS]
         taps = [sum(k * step for k, step in zip(tap, steps[2:])) for tap in itertools.product(*map(range, p.kernel))]
         pack_weight(np.array(numbers, np.int64), np.array(taps[::-1] if p.transposed else taps, np.int64), filters, 0)
-        counts = [p.groups, self.row_blocks, self.channels, p.taps, self.products, self.rows]
-        pack_transformed(shape_of(self.factors), np.array(counts, np.int64), filters, packed)
+        sizes = [p.groups, self.row_blocks, self.channels, p.taps, self.products, self.rows]
+        pack_transformed(shape_of(self.factors), np.array(sizes, np.int64), filters, packed)
         return packed, filters, np.zeros(p.result_channels, weight.dtype) if bias is None else bias.copy()
 
     def run(self, source: AnyArray, packed: tuple[AnyArray, ...], result: AnyArray) -> None:

@@ -16,18 +16,20 @@ if TYPE_CHECKING:
 
 WIDTH = 300  # of a plane, in pixels, about
 COLOURS = ((64, 156, 255), (255, 158, 61))  # of the engines' curves
-PLOT = 1200, 320
+PLOT = 1200, 260
+LABELS = 64, 30  # left of the plot and below it
+ERROR = 0.5  # of a probability, drawn white
 
 
 def save_picture(output: Path, maps: Maps, trainings: list[Training], scores: Scores) -> None:
     """T1, the true map, the prediction and their difference in the slab's middle plane; the loss curves below."""
     t1, truth = maps.held_out()
     middle = t1.shape[1] // 2
-    tiles = [("T1", _plane(t1, middle)), ("grey matter: truth", _plane(truth, middle))]
+    tiles = [("T1\nwhat the network sees", _plane(t1, middle)), ("grey matter\nthe truth", _plane(truth, middle))]
     for training in trainings:
-        tiles.append((f"predicted ({training.name})\nDice {scores.networks[training.name]:.3f}", _plane(training.predicted, middle)))
+        tiles.append((f"predicted by {training.name}\nDice {scores.networks[training.name]:.3f}", _plane(training.predicted, middle)))
     wrong = np.abs(trainings[-1].predicted - truth)
-    tiles.append((f"|predicted - truth| ({trainings[-1].name})", _plane(wrong, middle)))
+    tiles.append((f"|predicted - truth|\nwhite: {ERROR} and above", _plane(wrong, middle, ERROR)))
     sheet = Sheet()
     sheet.heading(
         "A small 3-D U-Net learns grey matter from T1 patches",
@@ -39,8 +41,7 @@ def save_picture(output: Path, maps: Maps, trainings: list[Training], scores: Sc
     curves = [smoothed(np.array(training.losses)) for training in trainings]
     low, high = min(curve.min() for curve in curves), max(np.percentile(curve, 99) for curve in curves)
     names = " and ".join(f"{training.name} ({colour})" for training, colour in zip(trainings, ("blue", "orange")))
-    title = f"training loss (cross-entropy, mean of 20 steps), {names}\n{len(curves[0])} steps; from {low:.3f} to {high:.3f}"
-    sheet.row([(title, plot(curves, float(low), float(high)))])
+    sheet.row([(f"training loss of {names}\ncross-entropy, mean of 20 steps, over steps", plot(curves, float(low), float(high)))])
     sheet.save(output)
 
 
@@ -54,22 +55,26 @@ def smoothed(losses: AnyArray) -> AnyArray:
 
 
 def plot(curves: list[AnyArray], low: float, high: float) -> AnyArray:
-    """Curves as an image (H, W, 3) uint8; ``low`` lies at the bottom line, ``high`` at the top one, four lines between them."""
-    from PIL import Image, ImageDraw
+    """Curves as an image (H, W, 3) uint8 with numbered axes; ``low`` lies at the bottom line, ``high`` at the top one."""
+    from PIL import Image, ImageDraw, ImageFont
 
-    width, height = PLOT
-    image = Image.new("RGB", (width, height), BACKGROUND)
-    pen = ImageDraw.Draw(image)
+    (left, below), (right, bottom), top = LABELS, PLOT, 10
+    image = Image.new("RGB", (right + left, bottom + top + below), BACKGROUND)
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(16)
     for i in range(6):
-        y = (height - 1) * i // 5
-        pen.line([(0, y), (width, y)], fill=tuple(c // 3 for c in FAINT))
+        y = top + bottom * i // 5
+        pen.line([(left, y), (left + right, y)], fill=tuple(c // 3 for c in FAINT))
+        pen.text((left - 10, y), f"{high - (high - low) * i / 5:.2f}", FAINT, font, anchor="rm")
+    for i in range(5):
+        step, x, anchor = len(curves[0]) * i // 4, left + right * i // 4, "rt" if i == 4 else "mt"
+        pen.text((x, top + bottom + 8), str(step), FAINT, font, anchor=anchor)
     for curve, colour in zip(curves, COLOURS):
-        across = np.linspace(0, width - 1, len(curve))
-        up = (height - 1) * (1 - np.clip((curve - low) / max(high - low, 1e-12), 0, 1))
+        across = left + np.linspace(0, right, len(curve))
+        up = top + bottom * (1 - np.clip((curve - low) / max(high - low, 1e-12), 0, 1))
         pen.line(list(zip(across.tolist(), up.tolist())), fill=colour, width=3)
     return np.asarray(image)
 
 
-def _plane(volume: AnyArray, plane: int) -> AnyArray:
+def _plane(volume: AnyArray, plane: int, white: float = 1.0) -> AnyArray:
     """A coronal plane of a (D, H, W) volume, superior on top."""
-    return zoomed(grey(volume[::-1, plane], 1.0), WIDTH)
+    return zoomed(grey(volume[::-1, plane], white), WIDTH)

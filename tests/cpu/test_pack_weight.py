@@ -15,17 +15,24 @@ KERNEL = 9
 
 
 def expected(
-    memory: np.ndarray, base: int, strides: Sequence[int], counts: Sequence[int], at_once: int, taps: Sequence[int], together: int
+    memory: np.ndarray,
+    base: int,
+    strides: Sequence[int],
+    counts: Sequence[int],
+    at_once: int,
+    taps: Sequence[int],
+    together: int,
+    rows: int,
 ) -> np.ndarray:
-    """(groups, row blocks, K, TILE_ROWS, together); strides and counts of groups, filters and channels."""
+    """(groups, row blocks, K, rows, together); strides and counts of groups, filters and channels."""
     groups, filters, channels = counts
     blocks = [range(first, min(first + at_once, channels)) for first in range(0, channels, at_once)]
     products = [(tap, c) for block in blocks for tap in taps for c in block[::together]]
-    packed = np.zeros((groups, -(-filters // TILE_ROWS), len(products), TILE_ROWS, together), memory.dtype)
+    packed = np.zeros((groups, -(-filters // rows), len(products), rows, together), memory.dtype)
     for group, filter, (k, (tap, channel)), i in itertools.product(range(groups), range(filters), enumerate(products), range(together)):
         if channel + i < channels:
             place = base + group * strides[0] + filter * strides[1] + (channel + i) * strides[2] + tap
-            packed[group, filter // TILE_ROWS, k, filter % TILE_ROWS, i] = memory[place]
+            packed[group, filter // rows, k, filter % rows, i] = memory[place]
     return packed
 
 
@@ -48,15 +55,17 @@ def expected(
     ],
 )
 @pytest.mark.parametrize("dtype, together", [("float32", 1), ("float64", 1), ("int64", 1), ("int16", 2)])
+@pytest.mark.parametrize("rows", [TILE_ROWS, 3 * TILE_ROWS])
 def test_order(
-    taps: Sequence[int], of_filter: int | str, of_channel: int | str, filters: int, channels: int, at_once: int, dtype: str, together: int
-) -> None:
+    taps: Sequence[int], of_filter: int | str, of_channel: int | str, filters: int, channels: int, at_once: int, dtype: str, together: int,
+    rows: int,
+) -> None:  # fmt: skip
     strides = [20_000, channels * KERNEL if of_filter == "many" else of_filter, filters * KERNEL if of_channel == "many" else of_channel]
     at_once += -at_once % together
     memory, base = np.random.default_rng(0).integers(1, 100, 100_000).astype(dtype), 50_000
-    whole = expected(memory, base, strides, (2, filters, channels), at_once, taps, together)
+    whole = expected(memory, base, strides, (2, filters, channels), at_once, taps, together, rows)
     packed = np.full(whole.size + 7, 111, dtype)
-    numbers = [memory.ctypes.data + base * memory.itemsize, *strides, 2, filters, channels, at_once, together]
+    numbers = [memory.ctypes.data + base * memory.itemsize, *strides, 2, filters, channels, at_once, together, rows]
     assert pack_weight(np.array(numbers, np.int64), np.array(taps, np.int64), packed, 3)
     np.testing.assert_array_equal(packed[3 : len(packed) - 4], whole.reshape(-1))
     assert (packed[:3] == 111).all() and (packed[len(packed) - 4 :] == 111).all(), "elements around were written"
@@ -66,7 +75,7 @@ def test_order(
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_what_is_not_finite_is_seen(bad: float, dtype: str) -> None:
     weight = np.full((11, 5, 3), np.finfo(dtype).max, dtype)
-    numbers = [weight.ctypes.data, 0, 15, 3, 1, 11, 5, 5, 1]
+    numbers = [weight.ctypes.data, 0, 15, 3, 1, 11, 5, 5, 1, TILE_ROWS]
     arguments = np.array(numbers, np.int64), np.arange(3), np.empty(2 * TILE_ROWS * 15, dtype), 0
     assert pack_weight(*arguments)
     for place in range(weight.size):
