@@ -59,6 +59,9 @@ def kind_of(dtype: str) -> Kind:
 NUMBERS = {dtype: number for number, dtype in enumerate(ELEMENTS)}
 """What kernels that are compiled for the dtype of the sums alone know those of elements by."""
 
+UNSTORED = -1
+"""Stands for the dtype of the sums."""
+
 
 def each_stored(sums: Vectors, number: Any, emit: Callable[[Vectors], None]) -> None:
     """Emit code for vectors of each dtype that is summed up in that of ``sums``: ``number``, an LLVM int64, is that of :data:`NUMBERS`."""
@@ -69,6 +72,22 @@ def each_stored(sums: Vectors, number: Any, emit: Callable[[Vectors], None]) -> 
         if dtype != "float16" or target().float16
     ]
     switch(sums.builder, number, cases, functools.partial(emit, sums))
+
+
+def each_loaded(sums: Vectors, number: Any, emit: Callable[[Vectors], list[Any]]) -> list[Any]:
+    """The values of :func:`each_stored`: what ``emit`` returned for the dtype that it is."""
+    found: list[tuple[list[Any], Any]] = []
+
+    def collect(kind: Vectors) -> None:
+        values = emit(kind)
+        found.append((values, sums.builder.block))
+
+    each_stored(sums, number, collect)
+    merged = [sums.builder.phi(value.type) for value in found[0][0]]
+    for values, block in found:
+        for phi, value in zip(merged, values):
+            phi.add_incoming(value, block)
+    return merged
 
 
 def components_of(dtype: Any) -> tuple[int, Any]:
@@ -184,24 +203,6 @@ def _store_row(
 
 
 @intrinsic
-def copy_element(typingctx, source, target, number, sums):  # type: ignore[no-untyped-def]
-    """Convert one real element at an int64 byte address, of the dtype with this number, to that of the array ``sums`` at another."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        source, target, number, _ = arguments
-        sums = Vectors(builder, signature.args[3].dtype, 1)
-
-        def copy(kind: Vectors) -> None:
-            sums.store(converted(kind.load(kind.pointer(source)), kind, sums), sums.pointer(target))
-
-        each_stored(sums, number, copy)
-        return context.get_dummy_value()
-
-    n = types.int64
-    return types.void(n, n, n, sums), codegen
-
-
-@intrinsic
 def store_sums_turned(typingctx, sums, position, row_step, rows, columns, address, column_step, step, like):  # type: ignore[no-untyped-def]
     """Write rows of sums as columns: of up to as many pixels, and rows of the weight, as a vector has lanes.
 
@@ -235,3 +236,31 @@ def _emit_turned(context: Any, builder: Any, signature: Any, arguments: Any) -> 
                 with scattered:
                     target.scatter(converted(value, source, target), place, spread, mask)
     return context.get_dummy_value()
+
+
+# ---- single elements ---------------------------------------------------------------------------------------------------
+@intrinsic
+def load_stored(typingctx, address, number, sums):  # type: ignore[no-untyped-def]
+    """The real element of the dtype with this number at an int64 byte address, as one of the array ``sums``."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address, number, _ = arguments
+        one = Vectors(builder, signature.args[2].dtype, 1)
+        values = each_loaded(one, number, lambda kind: [converted(kind.load(kind.pointer(address)), kind, one)])
+        return builder.extract_element(values[0], ir.Constant(I32, 0))
+
+    return sums.dtype(types.int64, types.int64, sums), codegen
+
+
+@intrinsic
+def store_stored(typingctx, address, value, number):  # type: ignore[no-untyped-def]
+    """Write a real number to an int64 byte address, as the dtype with this number."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address, value, number = arguments
+        one = Vectors(builder, signature.args[1], 1)
+        total = one.splat(value)
+        each_stored(one, number, lambda kind: kind.store(converted(total, one, kind), kind.pointer(address)))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, value, types.int64), codegen

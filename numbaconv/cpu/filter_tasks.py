@@ -16,10 +16,10 @@ import numpy as np
 from ..padding import PADDING, source_index
 from . import filter_kernel as tiles
 from .compile import kernel
-from .elements import copy_element, store_sums_as
+from .elements import UNSTORED, load_stored, store_sums_as
 from .filter_kernel import Tile, copy_lines, split_lines
 from .filter_layout import ALIGNMENT
-from .simd import address_of, borrowed, lanes_of
+from .simd import address_of, borrowed, lanes_of, store_element
 from .threads import next_task
 
 Function = Callable[..., Any]
@@ -33,8 +33,6 @@ Function = Callable[..., Any]
     TAP_TABLE, BAND_TABLE, SKIPPING, VECTORS, TASKS, LOADED, STORED, COLUMN_STEP, SOURCE, RESULT, SOURCE_STEP,
 ) = range(50)  # fmt: skip
 RESULT_STEP, SIZE, LOW, MET, FIELDS = SOURCE_STEP + 5, SOURCE_STEP + 10, SOURCE_STEP + 12, SOURCE_STEP + 14, SOURCE_STEP + 16
-
-STAGED = -1  # no number of a dtype: that of the sums
 
 _source_index = kernel()(source_index)
 
@@ -116,7 +114,7 @@ def _copy_cells(g, source, origin, first, last, target, like):  # type: ignore[n
         for cell in range(phase + skipped * stride, last, stride):
             index = _source_index(origin + cell, g[SOURCE_WIDTH], g[MODE])
             if index != PADDING:
-                copy_element(source + index * g[SOURCE_STEP + 4], at, g[LOADED], like)
+                store_element(at, load_stored(source + index * g[SOURCE_STEP + 4], g[LOADED], like))
             at += like.itemsize
 
 
@@ -204,7 +202,7 @@ def _sum_rows(g, tables, weight, weights, biases, result, rows, columns, channel
             some = min(width, columns - column)
             at, down, across, stored = result + column * g[RESULT_STEP + 4], step, g[RESULT_STEP + 1], g[STORED]
             if scattered:
-                at, down, across, stored = address_of(stage), width * item, height * width * item, STAGED
+                at, down, across, stored = address_of(stage), width * item, height * width * item, UNSTORED
             _tile_sums(
                 weight, band_address, tap_address, mask_address, taps, lines, column * item, weights, biases,
                 at, down, across, rows - row, channels, -1 if some == 64 else (1 << some) - 1, stored,

@@ -17,17 +17,19 @@ import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numba.core import config
 from numpy.typing import NDArray
 
 from ..arguments import PADDING_MODES
-from ..arrays import AnyArray
+from ..arrays import ELEMENTS, AnyArray
 from ..choose import Accuracy
 from ..problem import Problem
 from . import winograd_kernels as kernels
 from .axes import Line, axis_parts, merged
+from .elements import NUMBERS
 from .gemm import TILE_ROWS, TILE_VECTORS
 from .layouts import Layouts
 from .pack_weight import pack_weight
@@ -75,15 +77,18 @@ CYCLES_A_SECOND = 2.5e9
 
 
 class Winograd:
-    """The algorithm for float32 and float64 problems of stride 1, with accuracy "transform" or "loose"."""
+    """The algorithm for floating-point problems of stride 1, with accuracy "transform" or "loose"."""
 
     def __init__(self, name: str, accuracy: Accuracy) -> None:
         self.name, self.accuracy = name, accuracy
 
     def supports(self, problem: Problem) -> str | None:
         p = problem
-        if p.dtype not in ("float32", "float64") or target().lanes(p.dtype) < 4:
-            return f"it computes float32 and float64 in vectors of at least 4, not {p.dtype}"
+        sums = ELEMENTS[p.dtype].accumulator
+        if sums.kind != "f" or target().lanes(sums.name) < 4:
+            return f"it computes with floating-point numbers in vectors of at least 4, not {p.dtype}"
+        if p.dtype == "float16" and not target().float16:
+            return "the processor does not convert float16"
         if config.DISABLE_JIT:
             return "it is made of LLVM intrinsics, which need the compiler (NUMBA_DISABLE_JIT is set)"
         if p.direction == "weight_grad":
@@ -160,8 +165,13 @@ class WinogradSetup:
         return self.problem.result_channels // self.problem.groups
 
     @property
+    def sums(self) -> np.dtype[Any]:
+        """Dtype of all that is computed with."""
+        return ELEMENTS[self.problem.dtype].accumulator
+
+    @property
     def lanes(self) -> int:
-        return target().lanes(self.problem.dtype)
+        return target().lanes(self.sums.name)
 
     @property
     def products(self) -> int:
@@ -246,20 +256,21 @@ class WinogradSetup:
         elements += cells**3 * lanes + planes * 4 * cells * k.LINE * lanes + 2 * k.LINE * lanes + self.rows * TILE_ROWS
         wide = Factor(4, cells)
         numbers = (panel + 2) * (table_fields(wide, wide).size + 3 * lanes + 1) + 2 * planes
-        each = elements * np.dtype(self.problem.dtype).itemsize + numbers * 8 + 3 * k.ALIGNMENT
+        each = elements * self.sums.itemsize + numbers * 8 + 3 * k.ALIGNMENT
         return most_threads() * each + k.FIELDS * 8
 
     @property
     def packed_bytes(self) -> int:
         p = self.problem
         rows = p.groups * self.row_blocks * TILE_ROWS * self.channels
-        return (rows * (self.products + p.taps) + p.result_channels) * np.dtype(p.dtype).itemsize
+        return (rows * (self.products + p.taps) + p.result_channels) * self.sums.itemsize
 
     # ---- arrays --------------------------------------------------------------------------------------------------
     def pack(self, weight: AnyArray, bias: AnyArray | None) -> tuple[AnyArray, ...]:
         p = self.problem
         rows = p.groups * self.row_blocks * TILE_ROWS * self.channels
-        filters, packed = np.empty(rows * p.taps, weight.dtype), np.empty(rows * self.products, weight.dtype)
+        weight = weight.astype(self.sums, copy=False)
+        filters, packed = np.empty(rows * p.taps, self.sums), np.empty(rows * self.products, self.sums)
         steps = [step // weight.itemsize for step in weight.strides]
         of_filter, of_channel = (steps[1], steps[0]) if p.transposed else (steps[0], steps[1])
         of_group, counts = steps[0] * p.out_per_group, (p.groups, self.filters, self.channels)
@@ -268,7 +279,7 @@ class WinogradSetup:
         pack_weight(np.array(numbers, np.int64), np.array(taps[::-1] if p.transposed else taps, np.int64), filters, 0)
         sizes = [p.groups, self.row_blocks, self.channels, p.taps, self.products, self.rows]
         pack_transformed(shape_of(self.factors), np.array(sizes, np.int64), filters, packed)
-        return packed, filters, np.zeros(p.result_channels, weight.dtype) if bias is None else bias.copy()
+        return packed, filters, np.zeros(p.result_channels, self.sums) if bias is None else bias.astype(self.sums)
 
     def run(self, source: AnyArray, packed: tuple[AnyArray, ...], result: AnyArray) -> None:
         seconds = self.seconds * len(source)
@@ -302,7 +313,7 @@ class WinogradSetup:
         g[k.STACKS] = g[k.TILES + 1] * g[k.TILES + 2] * len(source) * (lines[0].size if factors[0] == IDENTITY else 1)
         self._share(g, threads)
         fields = table_fields(factors[1], factors[2])
-        g[k.TILE : k.LOADS] = fields.tile, fields.run, fields.staged, *fields[5:]
+        g[k.TILE : k.LOADS] = fields.tile, fields.run, fields.staged, *fields[6:]
         g[k.LOADS] = loads(factors[2])
         return g, factors
 
@@ -322,6 +333,7 @@ class WinogradSetup:
     def _share(self, g: NDArray[np.int64], threads: int) -> None:
         """Cut the work into tasks, and the sizes of their workspace."""
         p, k, lanes = self.problem, kernels, self.lanes
+        g[k.STORED] = NUMBERS[p.dtype]
         g[k.MODE], g[k.TRANSPOSED] = PADDING_MODES.index(p.padding_mode), p.transposed
         g[k.GROUPS], g[k.CHANNELS], g[k.CHAIN] = p.groups, self.channels, self.chain
         g[k.FILTERS], g[k.PRODUCTS] = self.filters, self.products

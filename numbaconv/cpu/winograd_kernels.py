@@ -9,8 +9,9 @@ import numpy as np
 from ..arrays import AnyArray
 from ..padding import PADDING, source_index
 from .compile import kernel
+from .elements import UNSTORED, load_stored, store_stored
 from .gemm import TILE_ROWS
-from .simd import lanes_of, load_element, store_element
+from .simd import lanes_of
 from .threads import next_task
 from .winograd_products import multiply_panel
 from .winograd_transforms import NOTHING, cell_lane, restore_group, transform_group
@@ -23,10 +24,10 @@ LINE = 2  # vectors of a staged row
 SOURCE_SIZE, SOURCE_STRIDE, RESULT_SIZE, RESULT_STRIDE, SHIFT, TAPS, OUTPUTS, CELLS, TILES = range(0, 27, 3)
 (
     SOURCE, SOURCE_IMAGE, SOURCE_CHANNEL, RESULT, RESULT_IMAGE, RESULT_CHANNEL, MODE, TRANSPOSED, GATHERED, SCATTERED,
-    GROUPS, CHANNELS, CHAIN, FILTERS, PRODUCTS, STACKS, BLOCK, DEPTHS, ROW_BLOCKS, SPLITS, TASKS,
+    STORED, GROUPS, CHANNELS, CHAIN, FILTERS, PRODUCTS, STACKS, BLOCK, DEPTHS, ROW_BLOCKS, SPLITS, TASKS,
     WIDTH, CELL_STEP, CELL_ROW, CELL_ELEMENTS, SUM_STEP, SUM_ROW, PLANES, MOST_GROUPS,
     TILE, RUN, STAGED, ROWS_IN, MASKS_IN, ROWS_OUT, MASKS_OUT, TABLE, LOADS, FIELDS,
-) = range(27, 66)  # fmt: skip
+) = range(27, 67)  # fmt: skip
 
 _source_index = kernel()(source_index)
 _cell_lane = kernel()(cell_lane)
@@ -159,7 +160,7 @@ def _list_groups(g, task, work, item):  # type: ignore[no-untyped-def]
             entry[g[TILE] + s], entry[g[RUN] + s] = tile, run
             _number_lanes(s, run, count, segments, lanes, numbers)
             tile, count = tile + run, count + run
-        entry[0], entry[1], entry[g[STAGED]] = at, count, staged
+        entry[0], entry[1], entry[2], entry[g[STAGED]] = at, count, g[STORED], staged
         for s in range(segments):
             _fill_segment(g, entry, s, lanes)
         groups, at = groups + 1, at + count
@@ -206,6 +207,7 @@ def _fill_segment(g, entry, s, lanes):  # type: ignore[no-untyped-def]
 @kernel()
 def _line_entry(g, entry, lanes, item):  # type: ignore[no-untyped-def]
     """The table's entry for rows that lie in ``lines``."""
+    entry[2] = UNSTORED
     for s in range(g[OUTPUTS + 2]):
         for r in range(g[CELLS + 1]):
             entry[g[ROWS_IN] + r * g[OUTPUTS + 2] + s] = (s * g[CELLS + 1] + r) * LINE * lanes * item
@@ -278,7 +280,7 @@ def _gather(g, entry, base, lines):  # type: ignore[no-untyped-def]
             offset = entry[g[ROWS_IN] + r * g[OUTPUTS + 2] + s]
             for q in range(cells):
                 w = _source_index(column + q, g[SOURCE_SIZE + 2], g[MODE])
-                line[q] = 0 if offset == NOTHING or w == PADDING else load_element(base + offset + w * stride, lines)
+                line[q] = 0 if offset == NOTHING or w == PADDING else load_stored(base + offset + w * stride, g[STORED], lines)
 
 
 @kernel()
@@ -336,7 +338,7 @@ def _scatter(g, entry, base, lines):  # type: ignore[no-untyped-def]
             offset = entry[g[ROWS_OUT] + i * g[OUTPUTS + 2] + s]
             if offset != NOTHING:
                 for q in range(columns):
-                    store_element(base + offset + q * g[RESULT_STRIDE + 2], lines[(s * up + i) * length + q])
+                    store_stored(base + offset + q * g[RESULT_STRIDE + 2], lines[(s * up + i) * length + q], g[STORED])
 
 
 # ---- results that are not finite ---------------------------------------------------------------------------------------
@@ -355,25 +357,26 @@ def _repair(g, task, first, count, filters, bias, work):  # type: ignore[no-unty
                     for w in range(width, width + columns):
                         at = result + image * g[RESULT_IMAGE] + d * g[RESULT_STRIDE]
                         at += h * g[RESULT_STRIDE + 1] + w * g[RESULT_STRIDE + 2]
-                        if not _finite(at, g[RESULT_CHANNEL], count, bias):
+                        if not _finite(g, at, count, bias):
                             _define(g, task.group, image, d, h, w, first, filters, bias, work.total[:count])
-                            _replace(at, g[RESULT_CHANNEL], work.total[:count])
+                            _replace(g, at, work.total[:count])
 
 
 @kernel()
-def _finite(address, step, count, like):  # type: ignore[no-untyped-def]
+def _finite(g, address, count, like):  # type: ignore[no-untyped-def]
     finite = True
     for f in range(count):
-        finite &= np.isfinite(load_element(address + f * step, like))
+        finite &= np.isfinite(load_stored(address + f * g[RESULT_CHANNEL], g[STORED], like))
     return finite
 
 
 @kernel()
-def _replace(address, step, total):  # type: ignore[no-untyped-def]
+def _replace(g, address, total):  # type: ignore[no-untyped-def]
     """Store the sums where the result is not finite: what is finite is kept, so that no bit depends on its neighbours."""
     for f in range(len(total)):
-        if not np.isfinite(load_element(address + f * step, total)):
-            store_element(address + f * step, total[f])
+        place = address + f * g[RESULT_CHANNEL]
+        if not np.isfinite(load_stored(place, g[STORED], total)):
+            store_stored(place, total[f], g[STORED])
 
 
 @kernel()
@@ -394,7 +397,7 @@ def _define(g, group, image, d, h, w, first, filters, bias, total):  # type: ign
                     there = sd != PADDING and sh != PADDING and sw != PADDING
                     if there or not g[TRANSPOSED]:
                         place = sd * g[SOURCE_STRIDE] + sh * g[SOURCE_STRIDE + 1] + sw * g[SOURCE_STRIDE + 2]
-                        x = load_element(source + place, total) if there else total.dtype.type(0)
+                        x = load_stored(source + place, g[STORED], total) if there else total.dtype.type(0)
                         for f in range(len(total)):
                             row = first + f
                             total[f] += x * filters[at + row // TILE_ROWS * block + row % TILE_ROWS]

@@ -21,6 +21,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from ..arrays import AnyArray
+from .elements import converted, each_loaded, each_stored
 from .simd import I64, Vectors, data_pointer, int64, outlined
 from .winograd_matrices import IDENTITY, Factor, Matrix
 
@@ -48,6 +49,7 @@ class Fields(NamedTuple):
 
     at: int  # lanes of the groups before this one
     used: int  # lanes in use
+    stored: int  # number of the dtype of its rows (``elements``)
     staged: int  # whether its rows are copied to a line of their own before they are read
     tile: int  # (segment,): number of its first tile
     run: int  # (segment,): number of its tiles
@@ -61,7 +63,7 @@ class Fields(NamedTuple):
 def table_fields(height: Factor, width: Factor) -> Fields:
     """Fields for the factors of the two last axes."""
     segments = width.outputs
-    lengths = (1, 1, 1, segments, segments, segments * height.cells, segments * loads(width), segments * height.outputs, segments)
+    lengths = (1, 1, 1, 1, segments, segments, segments * height.cells, segments * loads(width), segments * height.outputs, segments)
     return Fields(*itertools.accumulate(lengths, initial=0))
 
 
@@ -198,7 +200,7 @@ class _Group:
         self.depth, self.height, self.width = factors
         self.fields = table_fields(self.height, self.width)
         self.lanes = lanes if v.picks else None
-        self.at, self.count = self.entry(self.fields.at), self.entry(self.fields.used)
+        self.at, self.count, self.stored = (self.entry(field) for field in (self.fields.at, self.fields.used, self.fields.stored))
 
     @property
     def products(self) -> int:
@@ -212,13 +214,13 @@ class _Group:
         return self.v.mask_of(self.entry(index))
 
     def row(self, field: int, number: Any, segment: int, base: Any, prefetch: Callable[[Any], None]) -> Any:
-        """Pointer to a segment's row ``number`` of those whose offsets are a field of the table."""
+        """Address of a segment's row ``number`` of those whose offsets are a field of the table."""
         b = self.v.builder
         index = b.add(b.mul(number, int64(self.width.outputs)), int64(field + segment))
         offset = b.load(b.gep(self.table, [index]))
         address = b.select(_absent(b, offset), self.nothing, b.add(base, offset))
         prefetch(self.v.pointer(b.add(address, self.ahead)))
-        return self.v.pointer(address)
+        return address
 
     def plane(self, number: Any) -> Any:
         """Pointer to a plane of products, one vector each, in the ring; the one before the first is scratch."""
@@ -318,14 +320,21 @@ def _emit_plane(group: _Group, base: Any, store: Callable[[Sequence[Any], Sequen
     masks = [[group.mask(fields.masks_in + s * count + k) for s in segments] for k in range(count)]
     with cgutils.for_range(b, int64(height.cells)) as loop:
         rows = [group.row(fields.rows_in, loop.index, s, base, v.prefetch_for_reading) for s in segments]
-        cells = []
+        loaded, cells = each_loaded(v, group.stored, functools.partial(_load_rows, v, rows, masks, width.outputs)), []
         for k in range(count):
-            vectors = [v.masked_load(v.at(row, k * width.outputs), mask) for row, mask in zip(rows, masks[k])]
+            vectors = loaded[k * width.outputs : (k + 1) * width.outputs]
             cells += _phases(v, vectors, min(width.outputs, width.cells - k * width.outputs), group.lanes)
         group.keep(group.scratch, b.mul(loop.index, int64(width.cells)), 1, multiply(v, width.input, cells))
     with cgutils.for_range(b, int64(width.cells)) as loop:
         column = multiply(v, height.input, group.kept(group.scratch, loop.index, width.cells, height.cells))
         store(column, [b.add(loop.index, int64(r * width.cells)) for r in range(height.cells)])
+
+
+def _load_rows(v: Vectors, rows: list[Any], masks: list[list[Any]], step: int, stored: Vectors) -> list[Any]:
+    """Cells of the rows at these addresses, for each of ``masks`` a vector from each, ``step`` cells further on every time."""
+    starts = [stored.pointer(row) for row in rows]
+    loads = ((stored.at(start, k * step), mask) for k, each in enumerate(masks) for start, mask in zip(starts, each))
+    return [converted(stored.masked_load(pointer, mask), stored, v) for pointer, mask in loads]
 
 
 def _emit_stack(group: _Group, base: Any, transformed: _Cells, channel: Any, planes: Any, count: Any, tiles: Any) -> None:
@@ -419,5 +428,11 @@ def _emit_results(group: _Group, base: Any, sums: Any, step: Any, bias: Any, bad
         results = [b.fadd(value, bias) for value in multiply(v, width.output, row)]
         total = functools.reduce(b.fadd, results)  # an infinity stays, or turns NaN
         b.store(b.or_(b.load(bad), b.fcmp_unordered("uno", b.fsub(total, total), v.zero)), bad)
-        for s, segment in enumerate(_segments(v, results, group.lanes)):
-            v.masked_store(segment, group.row(fields.rows_out, loop.index, s, base, v.prefetch_for_writing), masks[s])
+        segments = _segments(v, results, group.lanes)
+        rows = [group.row(fields.rows_out, loop.index, s, base, v.prefetch_for_writing) for s in range(width.outputs)]
+        each_stored(v, group.stored, functools.partial(_store_rows, v, segments, rows, masks))
+
+
+def _store_rows(v: Vectors, segments: list[Any], rows: list[Any], masks: list[Any], stored: Vectors) -> None:
+    for segment, row, mask in zip(segments, rows, masks):
+        stored.masked_store(converted(segment, v, stored), stored.pointer(row), mask)
