@@ -20,7 +20,7 @@ BOX, EXTENT, RESULTS, STEP, STRIDE, ORIGIN, SIZE, RESULT_SIZE, LOW, HIGH, FIELDS
 _source_index = kernel()(source_index)
 
 
-@kernel()
+@kernel(forceinline=True)
 def _index_at(g, axis, position):  # type: ignore[no-untyped-def]
     """Source index of a position along an axis; PADDING for a zero and for what no result meets."""
     if position < -g[LOW + axis] or position >= g[SIZE + axis] + g[HIGH + axis]:
@@ -28,15 +28,13 @@ def _index_at(g, axis, position):  # type: ignore[no-untyped-def]
     return _source_index(position, g[SIZE + axis], g[MODE])
 
 
-@kernel()
+@kernel(forceinline=True)
 def _copy_row(like, g, source, channels, target):  # type: ignore[no-untyped-def]
     """The cells of one row of a box, whose source row is at the address ``source``."""
     lanes, item, step = lanes_of(like), like.itemsize, g[SOURCE_STEP + 4]
     cell, origin = lanes * item, g[ORIGIN + 2]
     first = min(max(0, -origin), g[EXTENT + 2])
     last = max(first, min(g[EXTENT + 2], g[SIZE + 2] - origin))
-    clear_cells(like, target, first)
-    clear_cells(like, target + last * cell, g[EXTENT + 2] - last)
     if step == item:
         for i in range(first, last, lanes):
             at = source + (origin + i) * item
@@ -57,19 +55,24 @@ def _copy_row(like, g, source, channels, target):  # type: ignore[no-untyped-def
 
 @kernel()
 def _copy_box(like, g, source, channels, down, across, box):  # type: ignore[no-untyped-def]
-    """The cells of a box from the place (down, across) of depth and height on, of the channels from the address ``source`` on."""
-    cell, row = lanes_of(like) * like.itemsize, g[EXTENT + 2]
+    """The cells of a box from the place (down, across) of depth and height on, of the channels from the address ``source`` on.
+
+    Zeros at the ends of rows are there from the first: nothing else is ever written to those cells.  So are rows of zeros where boxes do
+    not differ.
+    """
+    cell, row, several = lanes_of(like) * like.itemsize, g[EXTENT + 2], g[BOXES] * g[BOXES + 1] > 1
     for i in range(g[EXTENT]):
         plane = _index_at(g, 0, down * g[STEP] + g[ORIGIN] + i)
         for j in range(g[EXTENT + 1]):
             line, target = _index_at(g, 1, across * g[STEP + 1] + g[ORIGIN + 1] + j), box + (i * g[EXTENT + 1] + j) * row * cell
             if plane == PADDING or line == PADDING:
-                clear_cells(like, target, row)
+                if several:
+                    clear_cells(like, target, row)
             else:
                 _copy_row(like, g, source + plane * g[SOURCE_STEP + 2] + line * g[SOURCE_STEP + 3], channels, target)
 
 
-@kernel()
+@kernel(forceinline=True)
 def _met(g, taps, start, count, each, axis, place):  # type: ignore[no-untyped-def]
     """Which of ``count`` taps from ``start`` on, in groups of ``each`` that meet one plane or row, are left without the first and the last
     groups that meet padding."""
