@@ -68,11 +68,12 @@ SUM_BYTES = 160_000
 MOST_ROWS = 8
 
 # The cost model, in cycles a vector and product of a tile: of transforming a channel, or a filter's sums; of one multiply-add, and of
-# reading its weight, once a task.
-INPUT_CYCLES = 16.0
+# reading its weight, once a task, which takes up to five times as long where the weight is large.
+INPUT_CYCLES = 14.0
 OUTPUT_CYCLES = 8.0
-PRODUCT_CYCLES = 0.55
-WEIGHT_CYCLES = 0.3
+PRODUCT_CYCLES = 0.52
+WEIGHT_CYCLES = 0.12
+LARGE_WEIGHT = 8 << 20
 CYCLES_A_SECOND = 2.5e9
 
 
@@ -203,10 +204,10 @@ class WinogradSetup:
         """Estimated time of one image on one thread."""
         high, *plane = (-(-n // factor.outputs) for n, factor in zip(self.problem.result_size, self.factors))
         stacks = math.prod(plane) * (high if self.factors[0] == IDENTITY else 1)
-        depths = 1 if self.factors[0] == IDENTITY else -(-high // -(-high // self.vectors))
+        chunks = 1 if self.factors[0] == IDENTITY else -(-high // self.vectors)
+        depths = 1 if self.factors[0] == IDENTITY else -(-high // chunks)
         block = self._block(stacks, plane[1], self.factors[2].outputs, depths)
-        each = self._cycles(block, stacks, plane[1], self.factors[2].outputs, depths)
-        return self.problem.groups * (-(-high // depths) if depths > 1 else 1) * each / CYCLES_A_SECOND
+        return self.problem.groups * chunks * self._cycles(block, stacks, plane[1], self.factors[2].outputs, depths) / CYCLES_A_SECOND
 
     def _block(self, stacks: int, across: int, segments: int, depths: int) -> int:
         """Stacks of tiles of a task: what fits the cache, or fewer whole rows of ``across`` tiles where they fill the groups better."""
@@ -223,6 +224,7 @@ class WinogradSetup:
         """Estimated cycles of all blocks of stacks of ``depths`` tiles, from the first few."""
         lanes, filters, cycles, shown = self.lanes, self.row_blocks * TILE_ROWS, 0.0, min(stacks, 6 * block)
         transform = self.channels * INPUT_CYCLES + filters * OUTPUT_CYCLES
+        weight = WEIGHT_CYCLES * (1 + min(4.0, self.packed_bytes / LARGE_WEIGHT))
         for first in range(0, shown, block):
             tile, last, groups = first, min(first + block, shown), 0
             while tile < last:
@@ -230,16 +232,17 @@ class WinogradSetup:
                     tile += min(lanes // segments, across - tile % across, last - tile)
                 groups += 1
             vectors = -(-(last - first) * depths // lanes)
-            cycles += groups * depths * transform + filters * self.channels * (vectors * PRODUCT_CYCLES + WEIGHT_CYCLES)
+            cycles += groups * depths * transform + filters * self.channels * (vectors * PRODUCT_CYCLES + weight)
         return cycles * self.products * stacks / shown
 
     def _cells(self, width: int) -> tuple[int, int, int]:
         """Elements from product to product, from channel to channel, and of all transformed cells of ``width`` lanes.
 
-        A transform writes all products of one channel, a matrix product reads all channels of one product: what there is less of lies
-        further apart, so that either walks through few pages of memory.  An odd number of lines apart, they share no cache sets.
+        A transform writes all products of one channel, a matrix product reads all channels of one product, once for each row block: where
+        there are far fewer channels, they lie further apart, so that a transform walks through few pages of memory.  An odd number of
+        lines apart, they share no cache sets.
         """
-        if self.channels < self.products:
+        if 4 * self.channels < self.products:
             row = (self.products * width // kernels.GAP | 1) * kernels.GAP
             return width, row, self.channels * row
         step = (self.channels * width // kernels.GAP | 1) * kernels.GAP
