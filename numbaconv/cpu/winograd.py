@@ -202,18 +202,31 @@ class WinogradSetup:
     @cached_property
     def seconds(self) -> float:
         """Estimated time of one image on one thread."""
-        high, *plane = (-(-n // factor.outputs) for n, factor in zip(self.problem.result_size, self.factors))
-        stacks = math.prod(plane) * (high if self.factors[0] == IDENTITY else 1)
-        chunks = 1 if self.factors[0] == IDENTITY else -(-high // self.vectors)
-        depths = 1 if self.factors[0] == IDENTITY else -(-high // chunks)
-        block = self._block(stacks, plane[1], self.factors[2].outputs, depths)
-        return self.problem.groups * chunks * self._cycles(block, stacks, plane[1], self.factors[2].outputs, depths) / CYCLES_A_SECOND
+        stacks, high, across = self._tiles
+        depths = self._depths(stacks, high)
+        block = self._block(stacks, across, self.factors[2].outputs, depths)
+        each = self._cycles(block, stacks, across, self.factors[2].outputs, depths)
+        return self.problem.groups * -(-high // depths) * each / CYCLES_A_SECOND
+
+    @cached_property
+    def _tiles(self) -> tuple[int, int, int]:
+        """Of one image: stacks of tiles, tiles of a stack, and tiles across."""
+        high, down, across = (-(-n // factor.outputs) for n, factor in zip(self.problem.result_size, self.factors))
+        return (high * down * across, 1, across) if self.factors[0] == IDENTITY else (down * across, high, across)
+
+    def _depths(self, stacks: int, high: int) -> int:
+        """Tiles of a stack that a task takes, of ``high``."""
+        return -(-high // -(-high // self._most_depths(stacks)))
+
+    def _most_depths(self, stacks: int) -> int:
+        """Each adds a vector, or less where all stacks together are less."""
+        return self.vectors * self.lanes // stacks if PICKS and stacks < self.lanes else self.vectors
 
     def _block(self, stacks: int, across: int, segments: int, depths: int) -> int:
         """Stacks of tiles of a task: what fits the cache, or fewer whole rows of ``across`` tiles where they fill the groups better."""
         lanes = self.lanes
-        most = self.vectors // depths * lanes
-        even = -(-stacks // (-(-stacks // most) * lanes)) * lanes
+        most = max(1, self.vectors // depths) * lanes
+        even = min(stacks, -(-stacks // (-(-stacks // most) * lanes)) * lanes)
         rows = min(most // across * across, stacks)
         if not rows or not PICKS:
             return even
@@ -254,7 +267,7 @@ class WinogradSetup:
         k, lanes, cells = kernels, self.lanes, max(factor.cells for factor in self.factors)
         panel = self.vectors * lanes
         sums = self.rows * TILE_ROWS * (panel + lanes)
-        planes = self.vectors * 4 + cells
+        planes = self._most_depths(self._tiles[0]) * 4 + cells
         elements = self._cells(panel)[2] + self.products * (sums + k.GAP)
         elements += cells**3 * lanes + planes * 4 * cells * k.LINE * lanes + 2 * k.LINE * lanes + self.rows * TILE_ROWS
         wide = Factor(4, cells)
@@ -341,8 +354,8 @@ class WinogradSetup:
         g[k.GROUPS], g[k.CHANNELS], g[k.CHAIN] = p.groups, self.channels, self.chain
         g[k.FILTERS], g[k.PRODUCTS] = self.filters, self.products
         stacks, high = int(g[k.STACKS]), int(g[k.TILES])
-        chunks = -(-high // self.vectors)
-        g[k.DEPTHS] = -(-high // chunks)
+        g[k.DEPTHS] = self._depths(stacks, high)
+        chunks = -(-high // int(g[k.DEPTHS]))
         g[k.BLOCK] = self._block(stacks, int(g[k.TILES + 2]), int(g[k.OUTPUTS + 2]), int(g[k.DEPTHS]))
         tasks, passes = p.groups * -(-stacks // int(g[k.BLOCK])) * chunks, -(-self.row_blocks // self.rows)
         g[k.ROW_BLOCKS], g[k.SPLITS] = self.rows, min(range(1, passes + 1), key=lambda n: -(-tasks * n // threads) * (1 + 4 / n))

@@ -60,6 +60,7 @@ EDGES = [
     *(case("fwd", size, (3, 3, 3), ic=16, oc=20, p=1, b=1) for size in ((5, 6, 7), (2, 9, 18), (9, 5, 5))),
     case("fwd", (7, 8, 9), (3, 3, 3), ic=33, oc=16, p=((2, 0), (1, 1), (0, 2)), mb=2),
     case("fwd", (5, 6, 9), (3, 3, 3), ic=16, oc=16, p=1, mode="reflect"),
+    case("fwd", (29, 6, 7), (3, 3, 3), ic=16, oc=17, p=1, b=1),  # fewer stacks of tiles than a vector has lanes, and many tiles in each
     case("fwd", (4, 9, 10), (1, 3, 3), ic=16, oc=16, p=(0, 1, 1), mb=2, b=1),
     case("fwd", (11, 4, 5), (3, 1, 1), ic=16, oc=16, p=(1, 0, 0), mb=2),
     case("fwd", (90,), (3,), ic=16, oc=19, p=1, mb=3, b=1),
@@ -217,6 +218,16 @@ def test_bits_do_not_depend_on_the_batch_or_the_threads(text: str) -> None:
     assert together.tobytes() == np.concatenate(alone).tobytes()
     with always_parallel():
         assert together.tobytes() == run(p, x, w, b).tobytes()
+
+
+@pytest.mark.parametrize("text", [case("fwd", (28, 28), (3, 3), ic=64, oc=64, p=1), case("fwd", (8, 14, 14), (3, 3, 3), ic=64, oc=64, p=1)])
+def test_costs_are_those_of_all_tiles(text: str) -> None:
+    """Twice the image costs about twice the time, whichever way it grows; and nothing is free."""
+    p = Problem.parse(text)
+    once = AUTO.cost(p)
+    for axis in range(3 - p.rank, 3):
+        size = tuple(2 * n if i == axis else n for i, n in enumerate(p.in_size))
+        assert 1.5 * once < AUTO.cost(replace(p, in_size=size)) < 2.3 * once
 
 
 @pytest.mark.parametrize("text", [BITS[0], BITS[2]])
