@@ -196,6 +196,7 @@ class FftSetup:
         g[tasks.GROUPS], g[tasks.SOURCES], g[tasks.RESULTS], g[tasks.PAIRS] = p.groups, p.in_per_group, p.out_per_group, layout.pairs
         g[tasks.ITEM], g[tasks.MODE], g[tasks.ROW] = layout.itemsize, PADDING_MODES.index(p.padding_mode), layout.row * layout.itemsize
         g[tasks.TILE], g[tasks.BUFFER] = layout.rows * layout.row * layout.itemsize, layout.buffer * layout.itemsize
+        g[tasks.COLUMN] = 2 * layout.lanes * max(layout.lengths) * layout.itemsize
         g[tasks.TASKS] = len(source) * p.groups * layout.pairs
         g[tasks.SOURCE_IMAGE], g[tasks.SOURCE_CHANNEL], g[tasks.RESULT_IMAGE], g[tasks.RESULT_CHANNEL] = (
             *source.strides[:2],

@@ -23,7 +23,7 @@ ALIGNMENT = 64
 MOVE_CYCLES = 6.0
 PASS_CYCLES = 7.5
 TRANSPOSE_CYCLES = 9.0
-PRODUCT_CYCLES = 5.0
+PRODUCT_CYCLES, FAR_PRODUCT_CYCLES = 5.0, 14.0
 CACHED_BYTES = 256 << 10
 FAR = 1.5
 CYCLES_A_SECOND = 2.5e9
@@ -115,8 +115,9 @@ class Layout:
     def tile_seconds(self) -> float:
         """Estimated time of the tiles of one image on one thread."""
         p = self.problem
-        products = p.out_per_group * p.in_per_group * math.prod(self.lengths) / self.lanes * PRODUCT_CYCLES
-        return p.groups * self.pairs * ((p.in_per_group + p.out_per_group) * self._one_way + products) / CYCLES_A_SECOND
+        products = p.out_per_group * p.in_per_group * math.prod(self.lengths) / self.lanes
+        cycles = PRODUCT_CYCLES if self.spectra_bytes // p.groups <= CACHED_BYTES else FAR_PRODUCT_CYCLES
+        return p.groups * self.pairs * ((p.in_per_group + p.out_per_group) * self._one_way + products * cycles) / CYCLES_A_SECOND
 
     @property
     def seconds(self) -> float:

@@ -19,9 +19,9 @@ from .threads import next_task
 
 # Fields of the geometry, an int64 array.  Steps count bytes.  Fields with an axis have three: the outer, the inner, the width.
 (
-    GROUPS, SOURCES, RESULTS, PAIRS, MODE, ROW, TILE, BUFFER, TASKS, SOURCE, RESULT, SOURCE_IMAGE, SOURCE_CHANNEL, RESULT_IMAGE,
+    GROUPS, SOURCES, RESULTS, PAIRS, MODE, ROW, TILE, COLUMN, BUFFER, TASKS, SOURCE, RESULT, SOURCE_IMAGE, SOURCE_CHANNEL, RESULT_IMAGE,
     RESULT_CHANNEL, ITEM, LENGTH,
-) = range(17)  # fmt: skip
+) = range(18)  # fmt: skip
 USEFUL, TILES, SIZE, LOW, MET, RESULT_SIZE, SOURCE_STEP, RESULT_STEP, TAPS, GAP, FIELDS = range(LENGTH + 3, LENGTH + 34, 3)
 MOST_PASSES = 4
 PASS_FIELDS = 1 + 3 * MOST_PASSES  # how many; radix, distance and the place of the twiddles in bytes of each
@@ -93,14 +93,14 @@ def weight_worker(geometry, passes, twiddles, weight, spectra, counter):  # type
     """Tasks until none is left: each the spectrum of one channel of one filter."""
     g, lanes, item = geometry, lanes_of(spectra), spectra.itemsize
     cell, spare, scale = 2 * lanes * item, ALIGNMENT // item, 1.0 / (g[LENGTH] * g[LENGTH + 1] * g[LENGTH + 2])
-    memory = np.empty(g[TILE] // item + g[BUFFER] // item + spare, spectra.dtype)
+    memory, cells = np.empty(g[TILE] // item + spare, spectra.dtype), np.empty(g[COLUMN] // item, spectra.dtype)
     while True:
         task = next_task(counter)
         if task >= g[RESULTS] * g[GROUPS] * g[SOURCES]:
             break
         memory[:] = 0
         tile = address_of(memory) + -address_of(memory) % ALIGNMENT
-        buffer, factors = tile + g[TILE], address_of(twiddles)
+        buffer, factors = address_of(cells), address_of(twiddles)
         taps = weight[task]
         for i in range(g[TAPS]):
             for j in range(g[TAPS + 1]):
