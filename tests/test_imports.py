@@ -23,10 +23,10 @@ LAYERS = """
     sample
     cpu/axes cpu/compile cpu/halves cpu/layouts cpu/target cpu/winograd_matrices
     cpu/simd
-    cpu/elements cpu/gemm cpu/threads
+    cpu/elements cpu/gemm cpu/threads cpu/winograd_vectors
     cpu/copies cpu/winograd_transforms
     cpu/depthwise_kernel cpu/fft_kernel cpu/filter_kernel
-    cpu/pack cpu/pack_weight cpu/rows cpu/weight_tiles cpu/winograd_products cpu/winograd_weight
+    cpu/pack cpu/pack_weight cpu/rows cpu/weight_tiles cpu/winograd_products cpu/winograd_tables cpu/winograd_weight
     cpu/depthwise_tasks cpu/direct_weight cpu/fft_layout cpu/filter_layout cpu/weight_kernels cpu/winograd_kernels
     cpu/weight_blocking
     cpu/weight_grad

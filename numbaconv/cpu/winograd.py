@@ -27,7 +27,7 @@ from ..arguments import PADDING_MODES
 from ..arrays import ELEMENTS, AnyArray
 from ..choose import Accuracy
 from ..problem import Problem
-from . import winograd_kernels as kernels
+from . import winograd_tables as tables
 from .axes import Line, axis_parts, merged
 from .elements import NUMBERS
 from .gemm import TILE_ROWS, TILE_VECTORS
@@ -35,6 +35,7 @@ from .layouts import Layouts
 from .pack_weight import pack_weight
 from .target import target
 from .threads import most_threads, share, team_size
+from .winograd_kernels import worker
 from .winograd_matrices import IDENTITY, Factor
 from .winograd_transforms import loads, shape_of, table_fields
 from .winograd_weight import pack_transformed
@@ -256,15 +257,15 @@ class WinogradSetup:
         lines apart, they share no cache sets.
         """
         if 4 * self.channels < self.products:
-            row = (self.products * width // kernels.GAP | 1) * kernels.GAP
+            row = (self.products * width // tables.GAP | 1) * tables.GAP
             return width, row, self.channels * row
-        step = (self.channels * width // kernels.GAP | 1) * kernels.GAP
+        step = (self.channels * width // tables.GAP | 1) * tables.GAP
         return step, width, self.products * step
 
     @cached_property
     def workspace(self) -> int:
         """Upper bound of the bytes that ``run`` allocates, for any batch and layout."""
-        k, lanes, cells = kernels, self.lanes, max(factor.cells for factor in self.factors)
+        k, lanes, cells = tables, self.lanes, max(factor.cells for factor in self.factors)
         panel = self.vectors * lanes
         sums = self.rows * TILE_ROWS * (panel + lanes)
         planes = self._most_depths(self._tiles[0]) * 4 + cells
@@ -302,8 +303,8 @@ class WinogradSetup:
         threads = team_size(seconds)
         placed, factors = self._layouts(source, result, threads)
         g = placed.copy()
-        g[kernels.SOURCE], g[kernels.RESULT] = _address(source), _address(result)
-        share(kernels.worker, (shape_of(factors), g, *packed), int(g[kernels.TASKS]), seconds)
+        g[tables.SOURCE], g[tables.RESULT] = _address(source), _address(result)
+        share(worker, (shape_of(factors), g, *packed), int(g[tables.TASKS]), seconds)
 
     @cached_property
     def _layouts(self) -> Layouts[tuple[NDArray[np.int64], tuple[Factor, ...]]]:
@@ -312,7 +313,7 @@ class WinogradSetup:
     def _place(self, source: AnyArray, result: AnyArray, threads: int) -> tuple[NDArray[np.int64], tuple[Factor, ...]]:
         """Geometry and factors for arrays of these layouts."""
         lines, factors = self._lines(source, result)
-        g, k = np.zeros(kernels.FIELDS, np.int64), kernels
+        g, k = np.zeros(tables.FIELDS, np.int64), tables
         for i, (line, factor) in enumerate(zip(lines, factors)):
             g[i : k.TILES : 3] = (
                 line.source_size, line.source_stride * source.itemsize, line.size, line.result_stride * source.itemsize,
@@ -348,7 +349,7 @@ class WinogradSetup:
 
     def _share(self, g: NDArray[np.int64], threads: int) -> None:
         """Cut the work into tasks, and the sizes of their workspace."""
-        p, k, lanes = self.problem, kernels, self.lanes
+        p, k, lanes = self.problem, tables, self.lanes
         g[k.STORED] = NUMBERS[p.dtype]
         g[k.MODE], g[k.TRANSPOSED] = PADDING_MODES.index(p.padding_mode), p.transposed
         g[k.GROUPS], g[k.CHANNELS], g[k.CHAIN] = p.groups, self.channels, self.chain

@@ -1,4 +1,4 @@
-"""The kernels of Winograd convolution: tasks, tables of tiles, the three steps of a task, and the repair of what is not finite."""
+"""The kernels of Winograd convolution: tasks, the three steps of a task, and the repair of what is not finite."""
 
 from __future__ import annotations
 
@@ -7,30 +7,66 @@ from typing import NamedTuple
 import numpy as np
 
 from ..arrays import AnyArray
-from ..padding import PADDING, source_index
+from ..padding import PADDING
 from .compile import kernel
-from .elements import UNSTORED, load_stored, store_stored
+from .elements import load_stored, store_stored
 from .gemm import TILE_ROWS
 from .simd import lanes_of
 from .threads import next_task
 from .winograd_products import multiply_panel
-from .winograd_transforms import NOTHING, cell_lane, restore_group, transform_group
-
-GAP = 16  # elements between the products of a tile beyond their data: without it they share cache sets
-ALIGNMENT = 64
-LINE = 2  # vectors of a staged row
-
-# Fields of the geometry, an int64 array.  First three axes each, then single numbers; addresses, steps and strides in bytes.
-SOURCE_SIZE, SOURCE_STRIDE, RESULT_SIZE, RESULT_STRIDE, SHIFT, TAPS, OUTPUTS, CELLS, TILES = range(0, 27, 3)
-(
-    SOURCE, SOURCE_IMAGE, SOURCE_CHANNEL, RESULT, RESULT_IMAGE, RESULT_CHANNEL, MODE, TRANSPOSED, GATHERED, SCATTERED,
-    STORED, GROUPS, CHANNELS, CHAIN, FILTERS, PRODUCTS, STACKS, BLOCK, DEPTHS, ROW_BLOCKS, SPLITS, TASKS,
-    WIDTH, CELL_STEP, CELL_ROW, CELL_ELEMENTS, SUM_STEP, SUM_ROW, PLANES, MOST_GROUPS,
-    TILE, RUN, STAGED, ROWS_IN, MASKS_IN, ROWS_OUT, MASKS_OUT, TABLE, LOADS, FIELDS,
-) = range(27, 67)  # fmt: skip
-
-_source_index = kernel()(source_index)
-_cell_lane = kernel()(cell_lane)
+from .winograd_tables import (
+    ALIGNMENT,
+    BLOCK,
+    CELL_ELEMENTS,
+    CELL_ROW,
+    CELL_STEP,
+    CELLS,
+    CHAIN,
+    CHANNELS,
+    DEPTHS,
+    FILTERS,
+    LINE,
+    MODE,
+    MOST_GROUPS,
+    OUTPUTS,
+    PLANES,
+    PRODUCTS,
+    RESULT,
+    RESULT_CHANNEL,
+    RESULT_IMAGE,
+    RESULT_SIZE,
+    RESULT_STRIDE,
+    ROW_BLOCKS,
+    ROWS_IN,
+    ROWS_OUT,
+    RUN,
+    SCATTERED,
+    SHIFT,
+    SOURCE,
+    SOURCE_CHANNEL,
+    SOURCE_IMAGE,
+    SOURCE_SIZE,
+    SOURCE_STRIDE,
+    SPLITS,
+    STACKS,
+    STAGED,
+    STORED,
+    SUM_ROW,
+    SUM_STEP,
+    TABLE,
+    TAPS,
+    TASKS,
+    TILE,
+    TILES,
+    TRANSPOSED,
+    Task,
+    columns_of,
+    fill_line_entry,
+    find_source,
+    list_groups,
+    place_of,
+)  # fmt: skip
+from .winograd_transforms import NOTHING, restore_group, transform_group
 
 
 class Workspace(NamedTuple):
@@ -45,17 +81,6 @@ class Workspace(NamedTuple):
     numbers: AnyArray  # int32 (group, 3, lane): the groups' lane numbers
     bad: AnyArray  # int64, whether a group has results that are not finite
     total: AnyArray  # one pixel of some filters
-
-
-class Task(NamedTuple):
-    """A block of tiles, some tiles deep, of one group of channels, in so many groups of lanes."""
-
-    group: int
-    tile: int
-    tiles: int
-    depth: int
-    depths: int
-    groups: int
 
 
 # ---- tasks -------------------------------------------------------------------------------------------------------------
@@ -76,7 +101,7 @@ def worker(shape, geometry, weight, filters, bias, counter):  # type: ignore[no-
             break
         split, task = number % g[SPLITS], _task(g, number // g[SPLITS])
         if task.tile != listed:
-            groups = _list_groups(g, task, work, weight.itemsize)
+            groups = list_groups(g, task, work, weight.itemsize)
             listed = task.tile
         task = Task(task.group, task.tile, task.tiles, task.depth, task.depths, groups)
         used = task.tiles * task.depths
@@ -104,7 +129,7 @@ def _workspace(g, like):  # type: ignore[no-untyped-def]
         np.zeros(2 * LINE * lanes, like.dtype), table, np.zeros(g[MOST_GROUPS] * 3 * lanes, np.int32),
         np.zeros(g[MOST_GROUPS], np.int64), np.empty(g[ROW_BLOCKS] * TILE_ROWS, like.dtype),
     )  # fmt: skip
-    _line_entry(g, table[g[MOST_GROUPS] * g[TABLE] :], lanes, like.itemsize)
+    fill_line_entry(g, table[g[MOST_GROUPS] * g[TABLE] :], lanes, like.itemsize)
     return work
 
 
@@ -139,101 +164,6 @@ def _clear_tail(g, used, work):  # type: ignore[no-untyped-def]
             work.sums[start : start + lanes] = 0
 
 
-# ---- tables ------------------------------------------------------------------------------------------------------------
-@kernel()
-def _list_groups(g, task, work, item):  # type: ignore[no-untyped-def]
-    """Fill the table and the lane numbers for the tiles of a task; the number of groups."""
-    lanes = lanes_of(work.cells)
-    segments, across = g[OUTPUTS + 2], g[TILES + 2]
-    each, tile, last = lanes // segments, task.tile, task.tile + task.tiles
-    groups = at = 0
-    while tile < last:
-        entry = work.table[groups * g[TABLE] : (groups + 1) * g[TABLE]]
-        numbers = work.numbers[groups * 3 * lanes : (groups + 1) * 3 * lanes]
-        staged, count = g[GATHERED], 0
-        for s in range(segments):
-            run = max(0, min(each, across - tile % across, last - tile))
-            column = tile % across * segments + g[SHIFT + 2]
-            outside = column < 0 or column + (run - 1) * segments + g[CELLS + 2] > g[SOURCE_SIZE + 2]
-            if run > 0 and outside and g[MODE] != 0:
-                staged = 1
-            entry[g[TILE] + s], entry[g[RUN] + s] = tile, run
-            _number_lanes(s, run, count, segments, lanes, numbers)
-            tile, count = tile + run, count + run
-        entry[0], entry[1], entry[2], entry[g[STAGED]] = at, count, g[STORED], staged
-        for s in range(segments):
-            _fill_segment(g, entry, s, lanes)
-        groups, at = groups + 1, at + count
-    return groups
-
-
-@kernel()
-def _number_lanes(segment, run, count, segments, lanes, numbers):  # type: ignore[no-untyped-def]
-    """Lanes of the shuffles for the ``run`` tiles of a segment: ``count`` lanes are in use before them."""
-    each, half = lanes // segments, lanes // 2
-    for i in range(run):
-        tile = segment * each + i
-        numbers[count + i] = _cell_lane(tile, segments, lanes)
-        place = (1 + tile // half) * lanes + 2 * (tile % half)
-        numbers[place], numbers[place + 1] = count + i, lanes + count + i
-
-
-@kernel()
-def _fill_segment(g, entry, s, lanes):  # type: ignore[no-untyped-def]
-    """Offsets and masks of one segment of a group."""
-    tile, run = entry[g[TILE] + s], entry[g[RUN] + s]
-    image, depth, height, width = _place(g, tile)
-    plane, down, up = 0, g[CELLS + 1], g[OUTPUTS + 1]
-    result = image * g[RESULT_IMAGE] + width * g[RESULT_STRIDE + 2]
-    if g[CELLS] == 1:  # the depth is no transformed axis: every plane has tiles of its own
-        plane = _source_index(depth + g[SHIFT], g[SOURCE_SIZE], g[MODE])
-        result += depth * g[RESULT_STRIDE]
-    column = width + g[SHIFT + 2]
-    source = image * g[SOURCE_IMAGE] + plane * g[SOURCE_STRIDE] + (0 if entry[g[STAGED]] else column * g[SOURCE_STRIDE + 2])
-    for r in range(down):
-        h = _source_index(height + r + g[SHIFT + 1], g[SOURCE_SIZE + 1], g[MODE])
-        there = run > 0 and plane != PADDING and h != PADDING
-        entry[g[ROWS_IN] + r * g[OUTPUTS + 2] + s] = source + h * g[SOURCE_STRIDE + 1] if there else NOTHING
-    for k in range(g[LOADS]):
-        start = column + k * g[OUTPUTS + 2]
-        low, high = min(lanes, max(0, -start)), min(lanes, max(0, g[SOURCE_SIZE + 2] - start))
-        entry[g[MASKS_IN] + s * g[LOADS] + k] = ((1 << high) - 1) & ~((1 << low) - 1)
-    for i in range(up):
-        there = run > 0 and height + i < g[RESULT_SIZE + 1]
-        entry[g[ROWS_OUT] + i * g[OUTPUTS + 2] + s] = result + (height + i) * g[RESULT_STRIDE + 1] if there else NOTHING
-    entry[g[MASKS_OUT] + s] = (1 << _columns(g, width, run)) - 1
-
-
-@kernel()
-def _line_entry(g, entry, lanes, item):  # type: ignore[no-untyped-def]
-    """The table's entry for rows that lie in ``lines``."""
-    entry[2] = UNSTORED
-    for s in range(g[OUTPUTS + 2]):
-        for r in range(g[CELLS + 1]):
-            entry[g[ROWS_IN] + r * g[OUTPUTS + 2] + s] = (s * g[CELLS + 1] + r) * LINE * lanes * item
-        for i in range(g[OUTPUTS + 1]):
-            entry[g[ROWS_OUT] + i * g[OUTPUTS + 2] + s] = (s * g[OUTPUTS + 1] + i) * LINE * lanes * item
-        entry[g[MASKS_OUT] + s] = (1 << lanes) - 1
-        for k in range(g[LOADS]):
-            entry[g[MASKS_IN] + s * g[LOADS] + k] = (1 << lanes) - 1
-
-
-@kernel()
-def _place(g, tile):  # type: ignore[no-untyped-def]
-    """Image, depth, height and width of a tile's first result; the depth is 0 where it is a transformed axis."""
-    width, rest = tile % g[TILES + 2] * g[OUTPUTS + 2], tile // g[TILES + 2]
-    height, rest = rest % g[TILES + 1] * g[OUTPUTS + 1], rest // g[TILES + 1]
-    if g[CELLS] == 1:
-        return rest // g[RESULT_SIZE], rest % g[RESULT_SIZE], height, width
-    return rest, 0, height, width
-
-
-@kernel()
-def _columns(g, width, run):  # type: ignore[no-untyped-def]
-    """Results in one row of a segment that starts at column ``width``."""
-    return max(0, min(run * g[OUTPUTS + 2], g[RESULT_SIZE + 2] - width))
-
-
 # ---- the steps of a task -----------------------------------------------------------------------------------------------
 @kernel()
 def _transform(shape, g, task, work):  # type: ignore[no-untyped-def]
@@ -243,7 +173,7 @@ def _transform(shape, g, task, work):  # type: ignore[no-untyped-def]
     count, size = (task.depths - 1) * g[OUTPUTS] + g[CELLS], len(work.lines) // g[PLANES]
     planes, line_planes = np.zeros(count, np.int64), np.zeros(count, np.int64)
     for k in range(count if g[CELLS] > 1 else 0):
-        d = _source_index(task.depth * g[OUTPUTS] + k + g[SHIFT], g[SOURCE_SIZE], g[MODE])
+        d = find_source(task.depth * g[OUTPUTS] + k + g[SHIFT], g[SOURCE_SIZE], g[MODE])
         planes[k] = NOTHING if d == PADDING else d * g[SOURCE_STRIDE]
         line_planes[k] = NOTHING if d == PADDING else k * size * item
     ring, nothing, lines = work.ring.ctypes.data, work.nothing.ctypes.data, work.lines.ctypes.data
@@ -273,13 +203,13 @@ def _gather(g, entry, base, lines):  # type: ignore[no-untyped-def]
     """Copy a group's rows of cells to lines: any stride, any padding mode."""
     length, down, stride = LINE * lanes_of(lines), g[CELLS + 1], g[SOURCE_STRIDE + 2]
     for s in range(g[OUTPUTS + 2]):
-        column = _place(g, entry[g[TILE] + s])[3] + g[SHIFT + 2]
+        column = place_of(g, entry[g[TILE] + s])[3] + g[SHIFT + 2]
         cells = (entry[g[RUN] + s] - 1) * g[OUTPUTS + 2] + g[CELLS + 2] if entry[g[RUN] + s] > 0 else 0
         for r in range(down):
             line = lines[(s * down + r) * length : (s * down + r + 1) * length]
             offset = entry[g[ROWS_IN] + r * g[OUTPUTS + 2] + s]
             for q in range(cells):
-                w = _source_index(column + q, g[SOURCE_SIZE + 2], g[MODE])
+                w = find_source(column + q, g[SOURCE_SIZE + 2], g[MODE])
                 line[q] = 0 if offset == NOTHING or w == PADDING else load_stored(base + offset + w * stride, g[STORED], lines)
 
 
@@ -333,7 +263,7 @@ def _scatter(g, entry, base, lines):  # type: ignore[no-untyped-def]
     """Copy rows of results from their lines to where they belong."""
     length, up = LINE * lanes_of(lines), g[OUTPUTS + 1]
     for s in range(g[OUTPUTS + 2]):
-        columns = _columns(g, _place(g, entry[g[TILE] + s])[3], entry[g[RUN] + s])
+        columns = columns_of(g, place_of(g, entry[g[TILE] + s])[3], entry[g[RUN] + s])
         for i in range(up):
             offset = entry[g[ROWS_OUT] + i * g[OUTPUTS + 2] + s]
             if offset != NOTHING:
@@ -350,8 +280,8 @@ def _repair(g, task, first, count, filters, bias, work):  # type: ignore[no-unty
     for i in range(task.groups):
         entry = work.table[i * g[TABLE] : (i + 1) * g[TABLE]]
         for s in range(g[OUTPUTS + 2] if work.bad[i] else 0):
-            image, plane, height, width = _place(g, entry[g[TILE] + s])
-            columns = _columns(g, width, entry[g[RUN] + s])
+            image, plane, height, width = place_of(g, entry[g[TILE] + s])
+            columns = columns_of(g, width, entry[g[RUN] + s])
             for d in range(plane, plane + 1) if g[CELLS] == 1 else range(task.depth * g[OUTPUTS], last):
                 for h in range(height, min(height + g[OUTPUTS + 1], g[RESULT_SIZE + 1])):
                     for w in range(width, width + columns):
@@ -389,11 +319,11 @@ def _define(g, group, image, d, h, w, first, filters, bias, total):  # type: ign
     for channel in range(group * g[CHANNELS], (group + 1) * g[CHANNELS]):
         source = g[SOURCE] + image * g[SOURCE_IMAGE] + channel * g[SOURCE_CHANNEL]
         for kd in range(g[TAPS]):
-            sd = _source_index(d + kd + g[SHIFT], g[SOURCE_SIZE], g[MODE])
+            sd = find_source(d + kd + g[SHIFT], g[SOURCE_SIZE], g[MODE])
             for kh in range(g[TAPS + 1]):
-                sh = _source_index(h + kh + g[SHIFT + 1], g[SOURCE_SIZE + 1], g[MODE])
+                sh = find_source(h + kh + g[SHIFT + 1], g[SOURCE_SIZE + 1], g[MODE])
                 for kw in range(g[TAPS + 2]):
-                    sw = _source_index(w + kw + g[SHIFT + 2], g[SOURCE_SIZE + 2], g[MODE])
+                    sw = find_source(w + kw + g[SHIFT + 2], g[SOURCE_SIZE + 2], g[MODE])
                     there = sd != PADDING and sh != PADDING and sw != PADDING
                     if there or not g[TRANSPOSED]:
                         place = sd * g[SOURCE_STRIDE] + sh * g[SOURCE_STRIDE + 1] + sw * g[SOURCE_STRIDE + 2]

@@ -1,4 +1,4 @@
-"""The code of Winograd's transforms, generated for any factors along depth, height and width, and of the products between them.
+"""The code of Winograd's transforms, generated for any factors along depth, height and width.
 
 A *group* is one vector of tiles.  Its lanes are filled by *segments*: one for each result of a tile along the last axis, each a vector of
 neighbouring cells of one row, so that the segments' vectors hold exactly one vector of tiles.  Segments may lie in different rows,
@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +22,8 @@ from numba.extending import intrinsic
 from ..arrays import AnyArray
 from .elements import converted, each_loaded, each_stored
 from .simd import I64, Vectors, data_pointer, int64, outlined
-from .winograd_matrices import IDENTITY, Factor, Matrix
+from .winograd_matrices import IDENTITY, Factor
+from .winograd_vectors import multiply, phases_of, segments_of
 
 NOTHING = -(1 << 63)
 """The offset of a row that is not there."""
@@ -70,121 +70,6 @@ def table_fields(height: Factor, width: Factor) -> Fields:
 def loads(width: Factor) -> int:
     """Loads that fetch the cells of all tiles of one segment."""
     return -(-width.cells // width.outputs)
-
-
-# ---- a matrix times vectors --------------------------------------------------------------------------------------------
-Row = dict[int, tuple[Fraction, Any]]
-"""One row of a product: coefficient and vector of each term, by the vector's number."""
-
-
-def multiply(v: Vectors, matrix: Matrix, x: Sequence[Any]) -> list[Any]:
-    """matrix @ x for vectors x, in few operations, nearly all of them fused.
-
-    Points +-p make pairs of columns equal but for signs in the output matrix: then x[i] + x[j] and x[i] - x[j] stand in for x[i] and x[j].
-    In the input matrix they make pairs of rows e + o and e - o, whose parts are computed once.
-    """
-    rows = _rows(v, matrix, x)
-    done: dict[int, Any] = {}
-    for i, j in itertools.combinations(range(len(rows)), 2):
-        if not {i, j} & done.keys() and _mirrored(rows[i], rows[j]):
-            even = [term for key, term in rows[i].items() if term == rows[j][key]]
-            odd = [term for key, term in rows[i].items() if term != rows[j][key]]
-            e, scale = _combination(v, even), odd[-1][0]
-            o = _combination(v, [(c / scale, value) for c, value in odd])
-            done[i], done[j] = v.fma(v.constant(float(scale)), o, e), v.fma(v.constant(float(-scale)), o, e)
-    return [done[i] if i in done else _combination(v, list(row.values())) for i, row in enumerate(rows)]
-
-
-def _rows(v: Vectors, matrix: Matrix, x: Sequence[Any]) -> list[Row]:
-    """The terms of matrix @ x, row by row."""
-    columns = list(zip(*matrix))
-    rows: list[Row] = [{} for _ in matrix]
-    left = dict(enumerate(x))
-    for i, j in itertools.combinations(range(len(columns)), 2):
-        signs = {a == b for a, b in zip(columns[i], columns[j]) if a != 0}
-        if {i, j} <= left.keys() and signs == {True, False} and all(abs(a) == abs(b) for a, b in zip(columns[i], columns[j])):
-            first, second = left.pop(i), left.pop(j)
-            total, difference = v.builder.fadd(first, second), v.builder.fsub(first, second)
-            for row, a, b in zip(rows, columns[i], columns[j]):
-                row[i if a == b else j] = (a, total if a == b else difference)
-    for i, value in left.items():
-        for row, a in zip(rows, columns[i]):
-            row[i] = (a, value)
-    return [{key: term for key, term in row.items() if term[0] != 0} for row in rows]
-
-
-def _mirrored(first: Row, second: Row) -> bool:
-    """Whether two rows are e + o and e - o, both parts being there."""
-    if first.keys() != second.keys():
-        return False
-    pairs = [(term[0], second[key][0]) for key, term in first.items()]
-    return {a == b for a, b in pairs} == {True, False} and all(abs(a) == abs(b) for a, b in pairs)
-
-
-def _combination(v: Vectors, terms: Sequence[tuple[Fraction, Any]]) -> Any:
-    """The sum of coefficient * vector: one chain of multiply-adds from a vector of coefficient 1, or from a product."""
-    start = next((i for i, (c, _) in enumerate(terms) if c == 1), 0)
-    c, total = terms[start]
-    if c != 1:
-        total = v.builder.fmul(v.constant(float(c)), total)
-    for i, (c, value) in enumerate(terms):
-        if i != start:
-            total = v.fma(v.constant(float(c)), value, total)
-    return total
-
-
-# ---- lanes -------------------------------------------------------------------------------------------------------------
-def cell_lane(tile: int, outputs: int, lanes: int) -> int:
-    """Where the last shuffle of :func:`_phases` finds phase 0 of a tile of the group, all segments being full, in its two vectors."""
-    if outputs == 4:
-        return tile // (lanes // 2) * lanes + tile % (lanes // 2)
-    return tile * outputs
-
-
-def _phases(v: Vectors, segments: list[Any], wanted: int, pick: Any) -> list[Any]:
-    """Phases 0 ... wanted - 1 of the tiles of a group: vector p holds cell p of every tile, in the lanes in use.
-
-    ``pick`` points to :func:`cell_lane` of the tile in each lane in use; None where all segments are full.
-    """
-    outputs, half = len(segments), v.lanes // 2
-    if outputs == 1:
-        return segments
-    full = [cell_lane(tile, outputs, v.lanes) for tile in range(v.lanes)]
-    if outputs == 2:
-        return [_picked(v, segments[0], segments[1], full, pick, p) for p in range(wanted)]
-    found = []
-    for p in range(0, wanted, 2):
-        pair = [outputs * tile + p + i for i in range(2) for tile in range(half)]
-        low, high = (v.shuffle(segments[2 * i], segments[2 * i + 1], pair) for i in range(2))
-        found += [_picked(v, low, high, full, pick, i * half) for i in range(2)]
-    return found[:wanted]
-
-
-def result_lanes(half: int, lanes: int) -> list[int]:
-    """Lanes of two vectors, phases p and p + 1 of the results, which alternate for the first (0) or second (1) half of the tiles."""
-    return [phase * lanes + half * (lanes // 2) + tile for tile in range(lanes // 2) for phase in range(2)]
-
-
-def _segments(v: Vectors, phases: list[Any], spread: Any) -> list[Any]:
-    """The opposite of :func:`_phases`; ``spread`` points to :func:`result_lanes` of the lanes in use, both halves."""
-    if len(phases) == 1:
-        return phases
-    halves = []
-    for p in range(0, len(phases), 2):
-        pointers = (None if spread is None else v.builder.gep(spread, [int64(i * v.lanes)]) for i in range(2))
-        halves.append([_picked(v, phases[p], phases[p + 1], result_lanes(i, v.lanes), at, 0) for i, at in enumerate(pointers)])
-    if len(phases) == 2:
-        return halves[0]
-    quarter = v.lanes // 4
-    pairs = [[(i * quarter + tile) * 2 for tile in range(quarter)] for i in range(2)]
-    lanes = [[at + k for at in pair for k in (0, 1, v.lanes, v.lanes + 1)] for pair in pairs]
-    return [v.shuffle(halves[0][half], halves[1][half], lanes[i]) for half in range(2) for i in range(2)]
-
-
-def _picked(v: Vectors, a: Any, b: Any, full: list[int], pointer: Any, offset: int) -> Any:
-    if pointer is None:
-        return v.shuffle(a, b, [lane + offset for lane in full])
-    return v.pick(a, b, pointer, offset)
 
 
 # ---- transforms --------------------------------------------------------------------------------------------------------
@@ -323,7 +208,7 @@ def _emit_plane(group: _Group, base: Any, store: Callable[[Sequence[Any], Sequen
         loaded, cells = each_loaded(v, group.stored, functools.partial(_load_rows, v, rows, masks, width.outputs)), []
         for k in range(count):
             vectors = loaded[k * width.outputs : (k + 1) * width.outputs]
-            cells += _phases(v, vectors, min(width.outputs, width.cells - k * width.outputs), group.lanes)
+            cells += phases_of(v, vectors, min(width.outputs, width.cells - k * width.outputs), group.lanes)
         group.keep(group.scratch, b.mul(loop.index, int64(width.cells)), 1, multiply(v, width.input, cells))
     with cgutils.for_range(b, int64(width.cells)) as loop:
         column = multiply(v, height.input, group.kept(group.scratch, loop.index, width.cells, height.cells))
@@ -428,7 +313,7 @@ def _emit_results(group: _Group, base: Any, sums: Any, step: Any, bias: Any, bad
         results = [b.fadd(value, bias) for value in multiply(v, width.output, row)]
         total = functools.reduce(b.fadd, results)  # an infinity stays, or turns NaN
         b.store(b.or_(b.load(bad), b.fcmp_unordered("uno", b.fsub(total, total), v.zero)), bad)
-        segments = _segments(v, results, group.lanes)
+        segments = segments_of(v, results, group.lanes)
         rows = [group.row(fields.rows_out, loop.index, s, base, v.prefetch_for_writing) for s in range(width.outputs)]
         each_stored(v, group.stored, functools.partial(_store_rows, v, segments, rows, masks))
 

@@ -11,7 +11,8 @@ from numba.extending import intrinsic
 from .compile import kernel
 from .gemm import TILE_ROWS
 from .simd import Vectors, data_pointer, int64, outlined
-from .winograd_transforms import factors_of, multiply
+from .winograd_transforms import factors_of
+from .winograd_vectors import multiply
 
 
 @kernel()
