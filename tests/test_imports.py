@@ -21,9 +21,9 @@ LAYERS = """
     padding problem arrays
     reference choose
     sample
-    cpu/axes cpu/compile cpu/halves cpu/layouts cpu/target cpu/winograd_matrices
+    cpu/axes cpu/compile cpu/halves cpu/target cpu/winograd_matrices
     cpu/simd
-    cpu/elements cpu/gemm cpu/threads cpu/winograd_vectors
+    cpu/elements cpu/gemm cpu/layouts cpu/threads cpu/winograd_vectors
     cpu/copies cpu/winograd_transforms
     cpu/depthwise_kernel cpu/fft_kernel cpu/filter_kernel
     cpu/pack cpu/pack_weight cpu/rows cpu/weight_tiles cpu/winograd_products cpu/winograd_tables cpu/winograd_weight

@@ -20,6 +20,7 @@ TILE_VECTORS = target().tile_vectors
 ROWS = (TILE_ROWS, TILE_ROWS // 2, 1)  # numbers of rows with code of their own, for what whole tiles leave over
 LINE_BYTES = 64  # of a cache
 ROW_TURNS = 1 << (TILE_ROWS - 1).bit_length()
+SPREAD = TILE_ROWS * TILE_VECTORS * target().vector_bytes > 16 * LINE_BYTES  # a tile has more lines than can be asked for at once
 LINE_TURNS = 1 << (-(-TILE_VECTORS * target().vector_bytes // LINE_BYTES)).bit_length()  # one more, where rows begin inside a line
 
 
@@ -53,7 +54,7 @@ def _emit_tile(context: Any, builder: Any, signature: Any, arguments: Any) -> An
     def element(position: int, offset: Any) -> Any:
         return builder.gep(data_pointer(context, builder, signature.args[position], arguments[position]), [offset])
 
-    tile = _Tile(builder, signature.args[3].dtype)
+    tile = Tile(builder, signature.args[3].dtype)
     tile.runs, tile.run_count = element(0, builder.mul(arguments[1], int64(2))), arguments[2]
     tile.factors, tile.panel = element(3, arguments[4]), element(6, arguments[7])
     tile.factor_step = arguments[5]
@@ -67,7 +68,7 @@ def _emit_tile(context: Any, builder: Any, signature: Any, arguments: Any) -> An
     return context.get_dummy_value()
 
 
-class _Tile:
+class Tile:
     """Code of :func:`multiply_tile`: one variant for each number of vectors that the columns fill, and of ROWS."""
 
     runs: Any
@@ -104,6 +105,8 @@ class _Tile:
                 if block is not full:
                     switch.add_case(int64(number * TILE_VECTORS + vectors - 1), block)
                 b.position_at_end(block)
+                if not SPREAD:
+                    self._prefetch_all(rows)
                 self._store(self._products(rows, vectors))
                 b.branch(end)
         b.position_at_end(end)
@@ -117,6 +120,13 @@ class _Tile:
         row, number = b.and_(left, int64(ROW_TURNS - 1)), b.and_(b.lshr(left, int64(ROW_TURNS.bit_length() - 1)), int64(LINE_TURNS - 1))
         place = b.add(b.mul(row, self.row_step), b.mul(number, int64(LINE_BYTES // v.bytes)))
         v.prefetch_for_writing(v.at(self.result, place))
+
+    def _prefetch_all(self, rows: int) -> None:
+        """Ask for the first and last line of each of the result's rows."""
+        b, v = self.builder, self.v
+        for r in range(rows):
+            for place in (0, TILE_VECTORS * v.lanes - 1):
+                v.prefetch_for_writing(v.at(self.result, b.add(b.mul(self.row_step, int64(r)), int64(place))))
 
     # ---- the sums ------------------------------------------------------------------------------------------------
     def _products(self, rows: int, vectors: int) -> list[list[Any]]:
@@ -154,8 +164,9 @@ class _Tile:
         b.position_at_end(loop)
         left, f, p, a = b.phi(I64), b.phi(factors.type), b.phi(panel.type), b.phi(I64)
         running = [[b.phi(v.vector) for _ in row] for row in sums]
-        self._prefetch(left)
-        v.prefetch_for_reading(v.pointer(a), level=2)
+        if SPREAD:
+            self._prefetch(left)
+            v.prefetch_for_reading(v.pointer(a), level=2)
         columns = [v.load(v.at(p, j * v.lanes)) for j in range(len(sums[0]))]
         new = []
         for r, row in enumerate(running):

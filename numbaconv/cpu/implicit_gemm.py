@@ -36,7 +36,7 @@ from .direct import Direct
 from .elements import like, store_sums, store_sums_turned
 from .gemm import LINE_BYTES, TILE_ROWS, TILE_VECTORS, multiply_tile
 from .gemm_shape import MOST_PANELS, MOST_PARTS, MOST_TURNED_BYTES, GemmShape, blocking
-from .layouts import Layouts
+from .layouts import Layouts, address
 from .pack import fill_tables, pack_panel, products_of
 from .pack_weight import as_real, pack_weight
 from .simd import address_of, lanes_of
@@ -244,11 +244,12 @@ class ImplicitGemm:
 
 
 class Placed(NamedTuple):
-    """A part of the problem in given layouts: geometry without addresses, shifts, and the byte offset of its first result pixel."""
+    """A part of the problem in given layouts: geometry without addresses, shifts, byte offset of its first result pixel, unsplit tasks."""
 
     geometry: NDArray[np.int64]
     shifts: NDArray[np.int64]
     first: int
+    tasks: int
 
 
 class ImplicitGemmSetup(GemmShape):
@@ -312,17 +313,13 @@ class ImplicitGemmSetup(GemmShape):
         if components == 2:
             weight = as_real(weight, p.transposed)
         weight = weight.astype(np.int16 if together == 2 else self.kind.sums, copy=False)
-        spare = ALIGNMENT // weight.itemsize
-        packed = np.empty(self.weight_starts[-1] * together + spare, weight.dtype)
-        packed = packed[-_address(packed) // weight.itemsize % spare :][: self.weight_starts[-1] * together]
-        steps = [step // weight.itemsize for step in weight.strides]
-        of_filter, of_channel = (steps[1], steps[0]) if p.transposed else (steps[0], steps[1])
-        of_group, channels = steps[0] * p.out_per_group * components, self.channels * components
-        numbers = [_address(weight), of_group, of_filter, of_channel, p.groups, self.rows, channels]
-        for start, part in dict(zip(self.weight_starts, self.parts)).items():
-            at_once = blocking(self.channels, tap_count(part), self.kind)[0] * components
-            offsets = [sum(k * step for k, step in zip(tap, steps[2:])) for tap in itertools.product(*(axis.taps for axis in part))]
-            own, taps = np.array([*numbers, at_once, together, self.block], np.int64), np.array(offsets, np.int64)
+        elements, spare = self.weight_starts[-1] * together, ALIGNMENT // weight.itemsize
+        packed = np.empty(elements + spare, weight.dtype)
+        first = -address(packed) // weight.itemsize % spare
+        packed = packed[first : first + elements]
+        for start, numbers, taps in self._orders(weight, weight):
+            own = numbers.copy()
+            own[0] = address(weight)
             finite[0] &= pack_weight(own, taps, packed, start * together)
         if p.transposed and not finite[0]:
             return finite, *Direct().setup(p).pack(given, bias)
@@ -332,24 +329,48 @@ class ImplicitGemmSetup(GemmShape):
             rows[:, : p.result_channels // p.groups] = bias.reshape(p.groups, -1)
         return finite, packed.view(self.kind.sums), padded.view(self.kind.sums)
 
+    @cached_property
+    def _orders(self) -> Layouts[list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]]:
+        """Of a weight's layout: where each part's packed weight starts, and ``pack_weight``'s numbers, but the address, and taps."""
+
+        def order(weight: AnyArray, _: AnyArray) -> list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+            p, components = self.problem, self.kind.components
+            steps = [step // weight.itemsize for step in weight.strides]
+            of_filter, of_channel = (steps[1], steps[0]) if p.transposed else (steps[0], steps[1])
+            of_group, channels = steps[0] * p.out_per_group * components, self.channels * components
+            found = []
+            for start, part in dict(zip(self.weight_starts, self.parts)).items():
+                at_once = blocking(self.channels, tap_count(part), self.kind)[0] * components
+                numbers = [0, of_group, of_filter, of_channel, p.groups, self.rows, channels, at_once, self.kind.together, self.block]
+                offsets = [sum(k * step for k, step in zip(tap, steps[2:])) for tap in itertools.product(*(axis.taps for axis in part))]
+                found.append((start, np.array(numbers, np.int64), np.array(offsets, np.int64)))
+            return found
+
+        return Layouts(order)
+
     def run(self, source: AnyArray, packed: tuple[AnyArray, ...], result: AnyArray) -> None:
         finite, weight, bias, *_ = packed
         if self.problem.transposed and not finite[0]:
             Direct().setup(self.problem).run(source, packed[1:], result)
             return
         seconds = self.seconds * source.shape[0] / len(self.parts)
-        threads, likes = team_size(seconds), (like(self.problem.dtype), like(self.problem.out_dtype))
+        threads, from_address, to_address = team_size(seconds), address(source), address(result)
         placed_parts = self._layouts(source, result)
-        if not all(placed.geometry[KERNEL] for placed in placed_parts) and not bias.view(np.uint8).any():
+        if self.problem.transposed and not all(placed.geometry[KERNEL] for placed in placed_parts) and not bias.view(np.uint8).any():
             result[...] = 0  # all at once takes less time than every other cell
             placed_parts = [placed for placed in placed_parts if placed.geometry[KERNEL]]
         for placed in placed_parts:
-            g = placed.geometry.copy()
-            g[SOURCE], g[RESULT], g[pack.SKIPPING] = _address(source), _address(result) + placed.first, finite[0]
-            blocks = int(g[TASKS])
-            g[SPLITS] = 1 if threads == 1 else min(self.row_blocks, -(-4 * threads // blocks))
-            g[TASKS] = blocks * g[SPLITS]
-            share(_worker, (g, placed.shifts, weight, bias, *likes), int(g[TASKS]), seconds)
+            g, tasks = placed.geometry.copy(), placed.tasks
+            g[SOURCE], g[RESULT], g[pack.SKIPPING] = from_address, to_address + placed.first, finite[0]
+            if threads > 1:
+                splits = min(self.row_blocks, -(-4 * threads // tasks))
+                tasks *= splits
+                g[SPLITS], g[TASKS] = splits, tasks
+            share(_worker, (g, placed.shifts, weight, bias, *self._likes), tasks, seconds)
+
+    @cached_property
+    def _likes(self) -> tuple[AnyArray, AnyArray]:
+        return like(self.problem.dtype), like(self.problem.out_dtype)
 
     @cached_property
     def _layouts(self) -> Layouts[list[Placed]]:
@@ -385,11 +406,7 @@ class ImplicitGemmSetup(GemmShape):
         panels = -(-pixel_count(part) // (TILE_VECTORS * self.lanes))
         repeat = self.columns(lines[2].size)
         g[PANELS] = min(max(1, PANELS_A_TASK // repeat) * repeat, self._staged_panels if g[STAGED] else MOST_PANELS, panels)
-        g[TASKS] = -(-panels // int(g[PANELS])) * batch * p.groups
+        tasks = -(-panels // int(g[PANELS])) * batch * p.groups
+        g[SPLITS], g[TASKS] = 1, tasks
         shifts = np.array([shift for line in lines for shift in line.shifts], np.int64)
-        return Placed(g, shifts, sum(axis.first * step for axis, step in zip(part, result[2:])))
-
-
-def _address(array: AnyArray) -> int:
-    address: int = array.__array_interface__["data"][0]
-    return address
+        return Placed(g, shifts, sum(axis.first * step for axis, step in zip(part, result[2:])), tasks)

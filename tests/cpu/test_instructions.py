@@ -1,0 +1,64 @@
+"""What the kernels' machine code is made of, on this processor and on others that it is compiled for."""
+
+from __future__ import annotations
+
+import pytest
+
+from .test_implicit_gemm import host_features
+
+AVX2 = "+avx,+avx2,+bmi,+bmi2,+f16c,+fma,+lzcnt,+movbe,+popcnt,+sse,+sse2,+sse3,+sse4.1,+sse4.2,+ssse3"
+
+
+def test_without_avx512_no_register_of_it_is_used(python, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    if not {"avx2", "fma", "f16c"} <= host_features():
+        pytest.skip("this processor lacks AVX2")
+    assembly = python("""
+        import warnings
+        warnings.filterwarnings("ignore", message="Inspection disabled for cached code")
+        from numbaconv import Problem
+        from tests.cases import case
+        from tests.checks import check_exact
+        for name in ("implicit_gemm", "filter"):
+            check_exact(Problem.parse(case("fwd", (20, 21), (3, 3), ic=9, oc=18, p=1, b=1)), name)
+    """, NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES=AVX2, NUMBA_CACHE_DIR=str(tmp_path), NUMBA_DUMP_ASSEMBLY="1")  # fmt: skip
+    assert "vfmadd" in assembly and "ymm" in assembly and "zmm" not in assembly
+
+
+@pytest.mark.parametrize("dtype, lanes", [("float32", 4), ("float64", 2)])
+def test_neon_keeps_the_tile_in_registers(python, dtype: str, lanes: int) -> None:  # type: ignore[no-untyped-def]
+    """The microkernel compiled for aarch64: its inner loop multiplies and adds a whole tile and touches no stack."""
+    loop = python(f"""
+        import re
+        from llvmlite import binding, ir
+        triple = "aarch64-unknown-linux-gnu"
+        binding.initialize_all_targets()
+        binding.initialize_all_asmprinters()
+        try:
+            found = binding.Target.from_triple(triple)
+        except RuntimeError:
+            print("absent")
+            raise SystemExit
+        binding.get_process_triple = lambda: triple
+        from numba.core import types
+        from numbaconv.cpu import gemm
+        from numbaconv.cpu.target import target
+
+        assert target().vector_bytes == 16 and gemm.Vectors(ir.IRBuilder(), types.{dtype}).lanes == {lanes}
+        module, word = ir.Module(), ir.IntType(64)
+        module.triple, element = triple, gemm.Vectors(ir.IRBuilder(), types.{dtype}).element.as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [word.as_pointer()] + 4 * [element] + 9 * [word])
+        function = ir.Function(module, kind, "tile")
+        builder = ir.IRBuilder(function.append_basic_block())
+        tile = gemm.Tile(builder, types.{dtype})
+        tile.runs, tile.factors, tile.panel, tile.result, tile.bias = function.args[:5]
+        tile.run_count, tile.factor_step, tile.row_step, tile.rows, tile.columns, tile.ahead, tile.ahead_step = function.args[5:12]
+        tile.accumulate, tile.panel_jumps = (builder.icmp_signed("!=", number, word(0)) for number in function.args[12:])
+        tile.emit()
+        builder.ret_void()
+        code = found.create_target_machine(cpu="generic", features="+neon", opt=3).emit_assembly(binding.parse_assembly(str(module)))
+        loop = max(re.split(r"^\\S+:", code, flags=re.M), key=lambda block: block.count("fmla"))
+        print(loop.count("fmla") == gemm.TILE_ROWS * gemm.TILE_VECTORS, loop.count("[sp"))
+    """, NUMBA_CPU_FEATURES="+neon")  # fmt: skip
+    if loop.strip() == "absent":
+        pytest.skip("llvmlite does not compile for aarch64 here")
+    assert loop.split() == ["True", "0"]
