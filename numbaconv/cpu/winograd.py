@@ -46,8 +46,8 @@ FACTORS = {1: (IDENTITY,), 3: (Factor(2, 3), Factor(4, 3)), 5: (Factor(2, 5), Fa
 GROWTH = {IDENTITY: 1.0, Factor(2, 3): 1.4, Factor(4, 3): 2.2, Factor(2, 5): 2.3, Factor(4, 5): 4.5, Factor(2, 7): 5.0}
 """How much a factor adds to the rounding errors, measured: the errors of several axes multiply."""
 
-MOST_GROWTH: dict[Accuracy, float] = {"transform": 7.9, "loose": 30.0}
-"""With 7.9 the rms error stays within 3 times that of implicit GEMM."""
+MOST_GROWTH: dict[Accuracy, float] = {"transform": 7.6, "loose": 30.0}
+"""With 7.6 the rms error stays within 3 times that of implicit GEMM."""
 
 GROWING_CHANNELS = 2048
 """So many channels double it: there are more chains of multiply-adds to be added up."""
