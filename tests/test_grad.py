@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from numbaconv import Problem, grad
+from numbaconv.choose import choose
 
 from . import layouts
 from .cases import BFLOAT16, FLOAT_NAMES, PROBLEMS, call, case, dtype_of, integer_arrays, normal_arrays
-from .checks import ROUNDOFF, SMALLEST, always_parallel, assert_same, magnitude, poisoned, wide
+from .checks import DEFINITION, ROUNDOFF, SMALLEST, always_parallel, assert_same, magnitude, poisoned, wide
 from .conftest import Python
 from .gradients import call_input, call_weight, expected_input, expected_weight, formula_arrays
 from .test_properties import laid_out, problems, steady
@@ -53,7 +54,8 @@ def test_adjoint_identities_are_exact(problem: Problem) -> None:
     values = [inner(g, call(problem, x, w, None)), inner(call_input(problem, w, g), x), inner(call_weight(problem, x, g), w)]
     if x.dtype.kind in "iu":
         values = [value % 2 ** (8 * x.dtype.itemsize) for value in values]
-    assert values[0] == values[1] == values[2]
+    scale = 0.0 if by_definition(problem) else float(np.vdot(abs(g), call(problem, abs(x), abs(w), None)))
+    assert max(abs(value - values[0]) for value in values) <= 1e-13 * scale
 
 
 @pytest.mark.parametrize("problem", [p for p in DOUBLE if p.dtype == "float64"][::5], ids=str)
@@ -63,6 +65,12 @@ def test_adjoint_identities_hold_within_rounding(problem: Problem) -> None:
     terms = problem.flops // 2 + g.size + x.size + w.size  # a generous length of any one sum
     values = [inner(g, call(problem, x, w, None)), inner(call_input(problem, w, g), x), inner(call_weight(problem, x, g), w)]
     assert max(values) - min(values) <= terms * ROUNDOFF["float64"] * scale
+
+
+def by_definition(p: Problem) -> bool:
+    """Whether every product is formed of the function and of its input gradient, so that whole numbers give exact sums."""
+    other = replace(p, direction="forward") if p.transposed else p.gradient("input_grad")
+    return {choose(p).name, choose(other).name} <= {algorithm.name for algorithm in DEFINITION}
 
 
 def inner(a: np.ndarray, b: np.ndarray) -> Any:
@@ -81,7 +89,12 @@ def test_exact(problem: Problem) -> None:
     ):
         fresh = compute()
         assert fresh.flags.c_contiguous and fresh.flags.writeable and fresh.dtype == dtype_of(problem.dtype)
-        assert_same(fresh, expected)
+        if by_definition(problem):
+            assert_same(fresh, expected)
+        else:
+            limit = (1e-5 if problem.dtype == "float32" else 1e-13) * abs(expected).max()
+            np.testing.assert_allclose(fresh, expected, rtol=0, atol=limit)
+            expected = fresh
         buffer, out = poisoned(expected.shape, expected.dtype)
         untouched = buffer.copy()
         with always_parallel():
