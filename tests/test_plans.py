@@ -144,7 +144,7 @@ def resident(field):
 
 w = np.ones((32, 32, 3, 3, 3), np.float32)
 for arguments in ({"transposed": True}, {"padding_mode": "reflect"}, {}):
-    arguments |= {"padding": 1, "algorithm": ALGORITHM}
+    arguments |= {"padding": 1, "algorithm": ALGORITHM, "precision": "fast"}
     x, out = (np.ones((1, 32, 48, 48, 48), np.float32) for _ in range(2))
     try:
         p = numbaconv.plan(x, w, **arguments)
@@ -156,8 +156,8 @@ for arguments in ({"transposed": True}, {"padding_mode": "reflect"}, {}):
         peak.write("5")
     before = resident("VmRSS:")
     p(x, out)
-    assert (out[0, :, 1:-1, 1:-1, 1:-1] == 32 * 27).all()
     print(p.workspace, resident("VmHWM:") - before)
+    assert np.allclose(out[0, :, 1:-1, 1:-1, 1:-1], 32 * 27, rtol=1e-5)  # a transform's sums are not whole numbers
 """
 
 

@@ -49,7 +49,8 @@ def _without_literals(template: Function) -> Function:
 def specialise(dispatcher: Any, arguments: tuple[types.Type, ...]) -> None:
     """Compile a kernel for exactly these argument types, to which every call is then converted.
 
-    Without it Numba compiles once more for read-only arrays.  Nothing to do where NUMBA_DISABLE_JIT is set.
+    Without it Numba compiles once more for every layout and for read-only arrays.  While one thread does so, another one's call may fail:
+    see :func:`call_specialised`.  Nothing to do where NUMBA_DISABLE_JIT is set.
     """
     if isinstance(dispatcher, Dispatcher):
         with _specialising:
@@ -58,11 +59,18 @@ def specialise(dispatcher: Any, arguments: tuple[types.Type, ...]) -> None:
             dispatcher.disable_compile()
 
 
-def entry_point(dispatcher: Any, arguments: tuple[Any, ...]) -> tuple[int, tuple[types.Type, ...]]:
-    """Address of the code that a call of a kernel with these arguments runs, compiled now if need be, and the types that it takes."""
+def call_specialised(dispatcher: Any, *arguments: Any) -> Any:
+    """Call a kernel while no thread specialises it."""
+    with _specialising:
+        return dispatcher(*arguments)
+
+
+def entry_point(dispatcher: Any, arguments: tuple[Any, ...]) -> int:
+    """Address of the code that a call of a kernel with these arguments runs, compiled now if need be."""
     signature: Any = types.Dispatcher(dispatcher).get_call_type(dispatcher.typingctx, tuple(typeof(a) for a in arguments), {})
     compiled = dispatcher.overloads[signature.args]
-    return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name), signature.args
+    address: int = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+    return address
 
 
 # ---- the disk cache, the only place that touches Numba's private attributes for it -------------------------------------

@@ -17,16 +17,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import from_dtype, types
 
 from ..arrays import ELEMENTS, NARROW_INTEGERS, AnyArray
 from ..choose import Accuracy
 from ..padding import PADDING
 from ..problem import Problem
 from . import halves
-from .compile import kernel, specialise
+from .compile import kernel
 from .direct_weight import WeightGradSetup
-from .layouts import Layouts, memory_of, place_and_steps
+from .layouts import Layouts, memory_of, place_and_steps, readable_memory
 from .rows import (
     BLOCK,
     COLUMNS,
@@ -257,16 +256,6 @@ def convolve_rows(source, weight, bias, result, geometry, segments, taps, tasks,
             _store(result, place, geometry, sums, channels, columns)
 
 
-@functools.cache
-def _compile(storage: np.dtype[Any], accumulator: np.dtype[Any], result: np.dtype[Any]) -> None:
-    """One compilation for each combination of dtypes: read-only and writeable sources share it."""
-    read = types.Array(from_dtype(storage), 1, "C", readonly=True)
-    sums, write = (types.Array(from_dtype(dtype), 1, "C") for dtype in (accumulator, result))
-    vector, table = types.int64[::1], types.int64[:, ::1]
-    arguments = (read, sums, sums, write, vector, table, table, types.int64, vector)
-    specialise(convolve_rows, arguments)
-
-
 class Direct:
     """The algorithm that takes everything."""
 
@@ -341,9 +330,8 @@ class DirectSetup:
         weight, bias, finite = packed
         _, segments, taps = self._tables
         geometry = self._layouts(source, result, bool(finite[0]))
-        _compile(source.dtype, weight.dtype, result.dtype)
         tasks, seconds = len(source) * self._tasks, len(source) * self.seconds
-        arguments = (memory_of(source), weight, bias, memory_of(result), geometry, segments, taps, tasks)
+        arguments = (readable_memory(source), weight, bias, memory_of(result), geometry, segments, taps, tasks)
         share(convolve_rows, arguments, tasks, seconds)
 
     @functools.cached_property

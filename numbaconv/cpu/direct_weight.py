@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import from_dtype, types
 
 from ..arrays import ELEMENTS, AnyArray
 from ..padding import PADDING
 from ..problem import Problem
 from . import halves
-from .compile import kernel, specialise
-from .layouts import memory_of, place_and_steps
+from .compile import kernel
+from .layouts import memory_of, place_and_steps, readable_memory
 from .rows import (
     BLOCK,
     COLUMNS,
@@ -112,15 +111,6 @@ def weight_grad_rows(source, grad, result, narrow, wide, geometry, segments, tap
                 )
 
 
-@functools.cache
-def _compile(storage: np.dtype[Any], narrow: np.dtype[Any], wide: np.dtype[Any], result: np.dtype[Any]) -> None:
-    read = types.Array(from_dtype(storage), 1, "C", readonly=True)
-    write, sums, totals = (types.Array(from_dtype(dtype), 1, "C") for dtype in (result, narrow, wide))
-    vector, table = types.int64[::1], types.int64[:, ::1]
-    arguments = (read, read, write, sums, totals, vector, table, table, types.int64, vector)
-    specialise(weight_grad_rows, arguments)
-
-
 @dataclass(frozen=True)
 class WeightGradSetup:
     """``run`` takes the output gradient (a storage view, 5-D) in place of a packed weight; nothing is packed."""
@@ -168,10 +158,9 @@ class WeightGradSetup:
         narrow, wide = self._dtypes
         p = self.problem
         tasks = p.groups * -(-p.out_per_group // int(geometry[BLOCK])) * p.in_per_group * p.kernel[0] * p.kernel[1]
-        _compile(source.dtype, narrow, wide, result.dtype)
         arguments = (
-            memory_of(source),
-            memory_of(grad),
+            readable_memory(source),
+            readable_memory(grad),
             memory_of(result),
             np.empty(0, narrow),
             np.empty(0, wide),

@@ -10,7 +10,7 @@ from numba import types
 from numba.np.numpy_support import from_dtype
 
 from ..arrays import AnyArray
-from .compile import kernel, specialise
+from .compile import call_specialised, kernel, specialise
 from .simd import address_of
 
 MOST_LAYOUTS = 64
@@ -19,8 +19,15 @@ _known: set[tuple[np.dtype[Any], int]] = set()
 Geometry = TypeVar("Geometry")
 
 
+def readable_memory(array: AnyArray) -> AnyArray:
+    """:func:`memory_of` an array that is only read, as a read-only array: of one type, then, whether the array itself is or not."""
+    memory = memory_of(array)
+    memory.setflags(write=False)
+    return memory
+
+
 def memory_of(array: AnyArray) -> AnyArray:
-    """All memory between an array's first and last byte as a 1-D array.
+    """All memory between an array's first and last byte as a 1-D array, a view of its own.
 
     One 1-D array stands for every layout, so that kernels are compiled once; only the array's own elements may be accessed through it,
     from the place and with the steps that :func:`place_and_steps` tells.
@@ -46,7 +53,10 @@ def address(array: AnyArray) -> int:
     if key not in _known:
         specialise(_address, (types.Array(from_dtype(array.dtype), array.ndim, "A", readonly=True),))
         _known.add(key)
-    return int(_address(array))
+    try:
+        return int(_address(array))
+    except RuntimeError:  # another thread has just specialised it for another dtype
+        return int(call_specialised(_address, array))
 
 
 @kernel()

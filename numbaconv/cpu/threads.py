@@ -28,7 +28,7 @@ from numba import get_num_threads, prange, threading_layer, types
 from numba.core import cgutils, config
 from numba.extending import intrinsic, overload
 
-from .compile import entry_point, kernel, specialise
+from .compile import entry_point, kernel
 from .simd import atomic_increment
 
 SERIAL_BELOW = 200e-6
@@ -95,12 +95,10 @@ def _call(typingctx, address, arguments):  # type: ignore[no-untyped-def]
 
 
 def _address(worker: Callable[..., None], arguments: tuple[Any, ...]) -> int:
-    """Where the worker's code for arguments of these types begins; the team that calls it is then compiled too."""
+    """Where the worker's code for arguments of these types begins."""
     key = worker, *[(a.dtype, a.ndim, a.flags.num) if isinstance(a, np.ndarray) else type(a) for a in arguments]
     if key not in _addresses:
-        address, taken = entry_point(worker, arguments)
-        specialise(_team, (types.int64, types.int64, types.Tuple(taken)))
-        _addresses[key] = address
+        _addresses[key] = entry_point(worker, arguments)
     return _addresses[key]
 
 
