@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterable
@@ -31,6 +32,7 @@ PRODUCT_CYCLES = {"float32": 0.5, "float64": 0.5, "uint32": 0.5 if target().fuse
 LOAD_CYCLES, LATENCY_CYCLES = 0.5, 4.0
 STORE_CYCLES = 60.0
 TURN_CYCLES = 6.0
+PACKING_BLOCKS = 1.5  # row blocks whose products take as long as packing the panels
 CYCLES_A_SECOND = 2.5e9
 
 
@@ -182,3 +184,9 @@ def blocking(channels: int, kernel: int, kind: Kind) -> tuple[int, int]:
     taps, units, depth = max(kernel, 1), -(-channels // kind.together), DEPTH // kind.components
     most = max(1, depth // taps)
     return -(-units // -(-units // most)) * kind.together, -(-taps // -(-taps // depth))
+
+
+@functools.cache
+def splits_of(tasks: int, row_blocks: int, threads: int) -> int:
+    """Into how many shares of the row blocks to cut each task, all of which pack its panels, so that the threads are done soonest."""
+    return min(range(1, min(row_blocks, 4 * threads) + 1), key=lambda n: -(-tasks * n // threads) * (row_blocks / n + PACKING_BLOCKS))

@@ -35,7 +35,7 @@ from .compile import kernel
 from .direct import Direct
 from .elements import like, store_sums, store_sums_turned
 from .gemm import LINE_BYTES, TILE_ROWS, TILE_VECTORS, multiply_tile
-from .gemm_shape import MOST_PANELS, MOST_PARTS, MOST_TURNED_BYTES, GemmShape, blocking
+from .gemm_shape import MOST_PANELS, MOST_PARTS, MOST_TURNED_BYTES, GemmShape, blocking, splits_of
 from .layouts import Layouts, address
 from .pack import fill_tables, pack_panel, products_of
 from .pack_weight import as_real, pack_weight
@@ -363,7 +363,7 @@ class ImplicitGemmSetup(GemmShape):
             g, tasks = placed.geometry.copy(), placed.tasks
             g[SOURCE], g[RESULT], g[pack.SKIPPING] = from_address, to_address + placed.first, finite[0]
             if threads > 1:
-                splits = min(self.row_blocks, -(-4 * threads // tasks))
+                splits = splits_of(tasks, self.row_blocks, threads)
                 tasks *= splits
                 g[SPLITS], g[TASKS] = splits, tasks
             share(_worker, (g, placed.shifts, weight, bias, *self._likes), tasks, seconds)
@@ -405,8 +405,10 @@ class ImplicitGemmSetup(GemmShape):
         g[TURNED], g[BLOCK], g[STAGED_ROW] = self.turned, self.block, self._staged_row
         panels = -(-pixel_count(part) // (TILE_VECTORS * self.lanes))
         repeat = self.columns(lines[2].size)
-        g[PANELS] = min(max(1, PANELS_A_TASK // repeat) * repeat, self._staged_panels if g[STAGED] else MOST_PANELS, panels)
-        tasks = -(-panels // int(g[PANELS])) * batch * p.groups
+        most = min(max(1, PANELS_A_TASK // repeat) * repeat, self._staged_panels if g[STAGED] else MOST_PANELS, panels)
+        runs = -(-panels // most)
+        g[PANELS] = most if most % repeat == 0 else -(-panels // runs)  # tables serve again from one run to the next, or runs are even
+        tasks = runs * batch * p.groups
         g[SPLITS], g[TASKS] = 1, tasks
         shifts = np.array([shift for line in lines for shift in line.shifts], np.int64)
         return Placed(g, shifts, sum(axis.first * step for axis, step in zip(part, result[2:])), tasks)

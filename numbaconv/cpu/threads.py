@@ -31,8 +31,11 @@ from numba.extending import intrinsic, overload
 from .compile import entry_point, kernel
 from .simd import atomic_increment
 
-SERIAL_BELOW = 200e-6
-"""Seconds of work below which no parallel region is opened."""
+SERIAL_BELOW = 30e-6
+"""Seconds of work below which no parallel region is opened: it takes 2 to 3 microseconds."""
+
+SERIAL_BELOW_IN_QUEUES = 200e-6
+"""The same for the layer "workqueue", whose region takes 50."""
 
 _one_at_a_time = threading.Lock()
 _forked = False
@@ -109,8 +112,18 @@ def team_size(seconds: float) -> int:
     """How many threads shall share work of so many seconds; 1 where no parallel region may be opened."""
     if seconds < SERIAL_BELOW or config.DISABLE_JIT or _forked or config.NUMBA_NUM_THREADS == 1:
         return 1
+    if 0 < SERIAL_BELOW < seconds < SERIAL_BELOW_IN_QUEUES and _layer() == "workqueue":
+        return 1
     threads: int = get_num_threads()
     return threads
+
+
+def _layer() -> str | None:
+    """Numba's threading layer, which it chooses when the first region is opened."""
+    try:
+        return str(threading_layer())
+    except ValueError:
+        return None
 
 
 def most_threads() -> int:
@@ -121,9 +134,8 @@ def most_threads() -> int:
 def _after_fork() -> None:
     global _forked, _one_at_a_time
     _one_at_a_time = threading.Lock()
-    with contextlib.suppress(ValueError):  # the parent had started no threads
-        # GNU OpenMP kills a child that enters a parallel region after its parent did.
-        _forked = _forked or threading_layer() == "omp"
+    # GNU OpenMP kills a child that enters a parallel region after its parent did.
+    _forked = _forked or _layer() == "omp"
 
 
 if hasattr(os, "register_at_fork"):
