@@ -9,6 +9,7 @@ import numpy as np
 
 from .parse import Instruction, Unsupported
 from .program import End, Program
+from .tensorcores import mbarrier_wait
 
 if TYPE_CHECKING:
     from .machine import Wave
@@ -116,4 +117,6 @@ ENDS = {
     "bar.sync": barrier,
     "barrier.sync": barrier,
     "barrier.cta": barrier,
+    "mbarrier.try_wait": mbarrier_wait,
+    "mbarrier.test_wait": mbarrier_wait,
 }

@@ -10,7 +10,15 @@ from .conversions import CONVERSIONS
 from .moves import MOVES
 from .parse import Instruction
 from .program import Program, Run
+from .tensorcores import TENSOR_CORES, bulk_copy
 from .transfers import TRANSFERS
 from .warps import WARPS
 
-HANDLERS: dict[str, Callable[[Program, Instruction], Run]] = ARITHMETIC | LOGIC | MOVES | CONVERSIONS | TRANSFERS | WARPS
+
+def _copy(program: Program, i: Instruction) -> Run:
+    return (bulk_copy if "bulk" in i.opcode else TRANSFERS["cp"])(program, i)
+
+
+HANDLERS: dict[str, Callable[[Program, Instruction], Run]] = (
+    ARITHMETIC | LOGIC | MOVES | CONVERSIONS | TRANSFERS | WARPS | TENSOR_CORES | {"cp": _copy}
+)

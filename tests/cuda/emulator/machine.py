@@ -21,6 +21,7 @@ from .program import Mask, Program, Slot
 
 WARP = 32
 LANES = 2048  # of a team, in whole blocks: enough to make the cost of a NumPy call small beside its work
+ENDLESS = 1_000_000  # basic blocks that a wave may run
 SHARED_WINDOW, LOCAL_WINDOW = 1 << 48, 1 << 49  # where shared and local memory lie among the generic addresses
 Dim = tuple[int, int, int]
 
@@ -163,15 +164,14 @@ class Team:
     def _release(self) -> bool:
         """Let the lanes go on whose barrier is complete; whether there were any."""
         released = False
-        for kind, *key in list(dict.fromkeys(key for wave in self.waves for key in wave.parked_keys())):
-            if kind == "barrier":
-                released |= self._complete(key)
-            else:
-                released |= any(wave.wake(kind, key) for wave in self.waves)
+        for key in dict.fromkeys(key for wave in self.waves for key, _ in wave.parked):
+            if key[0] == "barrier":
+                released |= self._complete(*key[1:3])
+        for wave in self.waves:
+            released |= wave.wake()
         return released
 
-    def _complete(self, key: list[Any]) -> bool:
-        name, threads = key[0], key[1]
+    def _complete(self, name: int, threads: int) -> bool:
         arrived = sum(wave.arrived(name, threads) for wave in self.waves)
         live = sum(wave.by_block(wave.live) for wave in self.waves)
         done = (arrived > 0) & (arrived == (threads or live))
@@ -216,6 +216,7 @@ class Wave:
         self.commits = np.zeros(self.lanes, np.int64)  # groups of cp.async that each lane has committed
         self.copies: list[Any] = []  # cp.async under way
         self.at: Any = None  # the instruction that runs
+        self.steps = 0
 
     def _column(self, slot: Slot) -> np.ndarray:
         if slot.source == "register":
@@ -265,6 +266,7 @@ class Wave:
             values[...] = np.array(blocks)[self.block, dimension]
         self.live = self.exists.copy()
         self.ready = {0: self.live.copy()}
+        self.steps = 0
         self.commits[...] = 0
         self.copies.clear()
 
@@ -272,6 +274,9 @@ class Wave:
         """Until every lane has left or waits."""
         blocks, ready = self.program.blocks, self.ready
         while ready:
+            self.steps += 1
+            if self.steps > ENDLESS:
+                raise Fault(f"{ENDLESS} basic blocks have run: this does not end, at PTX {self.at}")
             at = min(ready)
             lanes = ready.pop(at)
             if at == len(blocks):
@@ -303,9 +308,6 @@ class Wave:
         before = self.parked.get((key, following))
         self.parked[key, following] = lanes if before is None else before | lanes
 
-    def parked_keys(self) -> list[Any]:
-        return [key for key, _ in self.parked]
-
     def by_block(self, lanes: np.ndarray) -> np.ndarray:
         """(blocks,) how many of the lanes belong to each block."""
         return np.count_nonzero(lanes.reshape(self.team.count, -1), axis=1)
@@ -326,16 +328,22 @@ class Wave:
                 continue
             if "barrier" not in key[-1].opcode or "aligned" in key[-1].opcode:
                 self.whole_warps(gone, f"at PTX {key[-1]}")
-            stay = np.greater(lanes, passed)
-            if stay.any():
-                self.parked[key, following] = stay
-            else:
-                del self.parked[key, following]
-            self.go(following, gone)
+            self._unpark(key, following, gone)
 
-    def wake(self, kind: str, key: list[Any]) -> bool:
-        """Lanes that wait for something else than a barrier: ``kind(wave, lanes)`` says which of them may go on."""
-        raise NotImplementedError(kind)
+    def wake(self) -> bool:
+        """Lanes that wait for something else than a barrier go on where the first part of their key, a function, says so."""
+        woken = False
+        for (key, following), lanes in list(self.parked.items()):
+            if callable(key[0]) and (gone := lanes & key[0](self, lanes)).any():
+                self._unpark(key, following, gone)
+                woken = True
+        return woken
+
+    def _unpark(self, key: Any, following: int, gone: np.ndarray) -> None:
+        stay = np.greater(self.parked.pop((key, following)), gone)
+        if stay.any():
+            self.parked[key, following] = stay
+        self.go(following, gone)
 
     # Faults ---------------------------------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections import defaultdict, deque
+from typing import Any
 
 import numpy as np
 
@@ -44,6 +45,7 @@ class Memory:
 
     def __init__(self, size: int = 1 << 28) -> None:
         self.arena = Arena(size)
+        self.tensor_maps: dict[int, Any] = {}  # what a kernel names by these addresses (tensorcores.TensorMap)
         self._size = size
         self._top = RED_ZONE
         self._starts: list[int] = []  # offsets of the live allocations, ascending

@@ -239,6 +239,8 @@ def assign(target: int, function: Callable[..., Any], sources: Sequence[int]) ->
             put(r[target], mask, function(*[r[source] for source in sources]))
 
         return run
+    if len(sources) != function.nin:
+        raise Unsupported(f"{len(sources)} operands")
     if len(sources) == 2:
         a, b = sources
 
