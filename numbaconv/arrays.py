@@ -1,8 +1,9 @@
-"""NumPy arrays as arguments and results: what is taken, what is refused and what to pass instead."""
+"""Arrays as arguments and results, on the host or a CUDA device: what is taken, what is refused and what to pass instead."""
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import math
 import os
 import sys
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .arguments import shown, shown_shape
+from .device import DeviceArray
 
 AnyArray = np.ndarray[Any, np.dtype[Any]]
 
@@ -55,28 +57,67 @@ _DTYPE_HINTS = {
 }
 
 
-def check_array(name: str, value: Any) -> AnyArray:
-    """``value`` itself when it is a plain NumPy array (or memmap) of a supported dtype; TypeError saying what to pass otherwise."""
+def check_array(name: str, value: Any) -> Any:
+    """``value`` itself when it is a plain NumPy array (or memmap), or its :class:`DeviceArray`, of a supported dtype.
+
+    TypeError saying what to pass otherwise.
+    """
     kind = type(value)
-    if kind is not np.ndarray and kind is not np.memmap:
+    array = value if kind is np.ndarray or kind is np.memmap or kind is DeviceArray else _on_a_device(name, value)
+    if array is None:
         raise TypeError(f"{name} must be a numpy.ndarray, got {_kind(kind)}: {_instead(name, value)}")
-    if name_of(value) not in ELEMENTS:
-        hint = _DTYPE_HINTS.get(value.dtype.name) or _DTYPE_HINTS.get(value.dtype.type.__name__, "convert it with .astype")
-        raise TypeError(f"{name} must have one of the dtypes {', '.join(ELEMENTS)}, got {value.dtype}: {hint}")
-    array: AnyArray = value
+    if name_of(array) not in ELEMENTS:
+        hint = _DTYPE_HINTS.get(name_of(array)) or _DTYPE_HINTS.get(getattr(array.dtype, "type", str).__name__, "convert it with .astype")
+        raise TypeError(f"{name} must have one of the dtypes {', '.join(ELEMENTS)}, got {array.dtype}: {hint}")
     return array
 
 
-def check_same_dtype(first: str, a: AnyArray, second: str, b: AnyArray) -> None:
+def _on_a_device(name: str, value: Any) -> DeviceArray | None:
+    """The array on a CUDA device that ``value`` is; recognised without importing anything where it is none."""
+    kind = type(value)
+    if isinstance(value, np.generic | np.ndarray) or not _may_live_on_a_device(kind, value):
+        return None
+    if importlib.util.find_spec("numba_cuda") is None:
+        raise TypeError(
+            f"{name} must be a numpy.ndarray where numba-cuda is not installed, got {_kind(kind)}: install numbaconv[cuda13] or "
+            f"numbaconv[cuda12], or {_instead(name, value)}"
+        )
+    from .cuda.arrays import view
+
+    return view(name, value)
+
+
+def _may_live_on_a_device(kind: type, value: Any) -> bool:
+    if kind.__module__.partition(".")[0] == "torch":
+        return bool(getattr(value, "is_cuda", False))
+    return hasattr(kind, "__cuda_array_interface__") or hasattr(kind, "__dlpack_device__")
+
+
+def check_alike(first: str, a: Any, second: str, b: Any) -> None:
+    """Both in the same memory (TypeError for host and device, ValueError for two devices) and of one dtype (TypeError)."""
+    if place_of(a) != place_of(b):
+        error = TypeError if "host" in place_of(a) + place_of(b) else ValueError
+        raise error(f"{second} must live where {first} does, got {first} in {place_of(a)} and {second} in {place_of(b)}: copy one of them")
     if name_of(a) != name_of(b):
         raise TypeError(
             f"{second} must have the dtype of {first}, got {first} {name_of(a)} and {second} {name_of(b)}: convert one of them with .astype"
         )
 
 
-def name_of(array: AnyArray) -> str:
+def place_of(array: Any) -> str:
+    """Whose memory an array lies in, in words."""
+    return f"the memory of cuda:{array.device}" if type(array) is DeviceArray else "host memory"
+
+
+def device_of(array: Any) -> str:
+    """The registry of algorithms for an array: ``"cpu"`` or ``"cuda"``."""
+    return "cuda" if type(array) is DeviceArray else "cpu"
+
+
+def name_of(array: Any) -> str:
     """The name of an array's dtype, whatever its byte order."""
-    return _name(array.dtype)
+    dtype = array.dtype
+    return dtype if type(dtype) is str else _name(dtype)
 
 
 @functools.cache  # NumPy works the name out anew each time, which takes microseconds
@@ -104,30 +145,33 @@ def check_out_dtype(out_dtype: Any, dtype: str) -> str:
     return wanted
 
 
-def check_out(out: Any, shape: Sequence[int], dtype: str, arguments: dict[str, AnyArray]) -> AnyArray:
-    """``out`` when the result can be written into it; nothing of it has been touched when this refuses."""
-    if type(out) is not np.ndarray and type(out) is not np.memmap:
-        raise TypeError(f"out must be a numpy.ndarray or None, got {_kind(type(out))}")
-    if name_of(out) != dtype:
-        raise TypeError(f"out must have dtype {dtype}, got {name_of(out)}")
-    if not out.dtype.isnative:
-        raise ValueError(f"out must have native byte order, got dtype {out.dtype.str}")
-    if out.shape != tuple(shape):
-        raise ValueError(f"out must have shape {shown_shape(shape)}, got {shown_shape(out.shape)}")
-    if not out.flags.writeable:
+def check_out(out: Any, shape: Sequence[int], dtype: str, arguments: dict[str, Any]) -> Any:
+    """``out`` (or its :class:`DeviceArray`) when the result can be written into it; nothing of it has been touched when this refuses."""
+    result: Any = out if type(out) is np.ndarray or type(out) is np.memmap else _on_a_device("out", out)
+    place = place_of(next(iter(arguments.values())))
+    if result is None or place_of(result) != place:
+        wanted = "a numpy.ndarray" if place == "host memory" else f"an array in {place}"
+        raise TypeError(f"out must be {wanted} or None, got {_kind(type(out))}{'' if result is None else f' in {place_of(result)}'}")
+    if name_of(result) != dtype:
+        raise TypeError(f"out must have dtype {dtype}, got {name_of(result)}")
+    if type(result) is not DeviceArray and not result.dtype.isnative:
+        raise ValueError(f"out must have native byte order, got dtype {result.dtype.str}")
+    if result.shape != tuple(shape):
+        raise ValueError(f"out must have shape {shown_shape(shape)}, got {shown_shape(result.shape)}")
+    if not (result.writeable if type(result) is DeviceArray else result.flags.writeable):
         raise ValueError("out must be writeable, got a read-only array")
-    if not out.flags.aligned or any(step % out.itemsize for step in out.strides):
-        raise ValueError(f"out must be aligned to its itemsize {out.itemsize}, got strides {out.strides}")
-    if overlaps_itself(out):
-        raise ValueError(f"out must not overlap itself, got shape {shown_shape(out.shape)} with strides {out.strides}")
+    aligned = type(result) is DeviceArray or result.flags.aligned
+    if not aligned or any(step % result.itemsize for step in result.strides):
+        raise ValueError(f"out must be aligned to its itemsize {result.itemsize}, got strides {result.strides}")
+    if overlaps_itself(result):
+        raise ValueError(f"out must not overlap itself, got shape {shown_shape(result.shape)} with strides {result.strides}")
     for name, argument in arguments.items():
-        if _share_memory(out, argument):
+        if _share_memory(result, argument):
             raise ValueError(f"out must not share memory with {name}")
-    result: AnyArray = out
     return result
 
 
-def overlaps_itself(array: AnyArray) -> bool:
+def overlaps_itself(array: Any) -> bool:
     """Whether two elements may share memory; True where the simple test cannot exclude it."""
     if array.size == 0:
         return False
@@ -139,12 +183,25 @@ def overlaps_itself(array: AnyArray) -> bool:
     return False
 
 
-def _share_memory(a: AnyArray, b: AnyArray) -> bool:
+def _share_memory(a: Any, b: Any) -> bool:
     # Deciding exactly can take exponential time: a bounded effort, and undecided counts as sharing.
     try:
-        return bool(np.shares_memory(a, b, max_work=10_000))  # type: ignore[arg-type]
+        return bool(np.shares_memory(_addresses(a), _addresses(b), max_work=10_000))  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True
+
+
+class _Addresses:
+    def __init__(self, array: DeviceArray) -> None:
+        kind = f"|V{array.itemsize}"
+        self.__array_interface__ = {
+            "version": 3, "shape": array.shape, "strides": array.strides, "typestr": kind, "data": (array.pointer, True)
+        }  # fmt: skip
+
+
+def _addresses(array: Any) -> AnyArray:
+    """An array for comparing addresses; that of a device array is never read, since the host cannot."""
+    return np.asarray(_Addresses(array)) if type(array) is DeviceArray else array
 
 
 def native(array: AnyArray) -> AnyArray:
@@ -219,7 +276,7 @@ def _instead(name: str, value: Any) -> str:
     if library == "xarray":
         return f"pass {name}.values (coordinates are not carried)"
     if library in ("cupy", "numba") or hasattr(kind, "__cuda_array_interface__"):
-        return f"copy it to the host first, for instance {name}.get() or {name}.copy_to_host()"
+        return f"copy it to the host first, for instance with {name}.get() or {name}.copy_to_host()"
     if isinstance(value, (list, tuple, int, float)):
         return f"pass numpy.array({name}, dtype=numpy.float32)"
     return f"pass numpy.asarray({name})"

@@ -9,12 +9,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from .problem import Problem
-
-if TYPE_CHECKING:
-    from .arrays import AnyArray
 
 PRECISIONS = (None, "ieee", "fast", "tf32")
 Accuracy = Literal["definition", "transform", "loose"]
@@ -33,12 +30,12 @@ class Setup(Protocol):
         """Bytes of what ``pack`` returns."""
         ...
 
-    def pack(self, weight: AnyArray, bias: AnyArray | None) -> tuple[AnyArray, ...]:
+    def pack(self, weight: Any, bias: Any) -> tuple[Any, ...]:
         """Weight (out_channels, in_per_group, kd, kh, kw) and bias in the form that ``run`` reads; never a view of them."""
         ...
 
-    def run(self, source: AnyArray, packed: tuple[AnyArray, ...], result: AnyArray) -> None:
-        """Compute 5-D ``result`` from 5-D ``source`` (storage views, native, aligned, any strides, any batch)."""
+    def run(self, source: Any, packed: tuple[Any, ...], result: Any) -> None:
+        """Compute 5-D ``result`` from 5-D ``source`` (native, aligned, any strides, any batch): storage views or device arrays."""
         ...
 
 
@@ -91,22 +88,22 @@ def choose(problem: Problem, precision: str | None = None, algorithm: str = "aut
 
 
 def decide(
-    make: Callable[..., Problem], given: tuple[Any, ...], options: tuple[Any, ...], precision: Any, algorithm: Any
+    make: Callable[..., Problem], given: tuple[Any, ...], options: tuple[Any, ...], precision: Any, algorithm: Any, device: str
 ) -> tuple[Problem, Choice]:
     """``make(*given, *options)`` and its choice, remembered where that is safe; what it raises is not.
 
     given : shapes and names that are known to be tuples of ints and strings; options : what the user passed, unchecked.
     """
     if _remembers(options) and _remembers((precision, algorithm)):
-        return _decide(make, given, options, precision, algorithm)
+        return _decide(make, given, options, precision, algorithm, device)
     problem = make(*given, *options)
-    return problem, choose(problem, precision, algorithm)
+    return problem, choose(problem, precision, algorithm, device)
 
 
 @functools.lru_cache(maxsize=1024)
-def _decide(make: Callable[..., Problem], given: Any, options: Any, precision: Any, algorithm: Any) -> tuple[Problem, Choice]:
+def _decide(make: Callable[..., Problem], given: Any, options: Any, precision: Any, algorithm: Any, device: str) -> tuple[Problem, Choice]:
     problem = make(*given, *options)
-    return problem, choose(problem, precision, algorithm)
+    return problem, choose(problem, precision, algorithm, device)
 
 
 def _remembers(values: tuple[Any, ...]) -> bool:
@@ -142,7 +139,11 @@ def registry(device: str) -> tuple[Algorithm, ...]:
         from .cpu import ALGORITHMS
 
         return ALGORITHMS
-    raise ValueError(f"device must be 'cpu', got {device!r}")
+    if device == "cuda":
+        from .cuda import algorithms
+
+        return algorithms.ALGORITHMS
+    raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
 
 
 def check_precision(precision: Any) -> None:

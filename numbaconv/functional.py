@@ -2,67 +2,72 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
-from .arrays import AnyArray, check_out_dtype, name_of
+from .arrays import check_out_dtype, device_of, name_of
 from .choose import decide
 from .plans import check_arguments, execute
 from .problem import Problem, forward_problem, transposed_problem
 
+Array = TypeVar("Array")  # NumPy's, CuPy's, torch's or Numba's: a result has the type of the input
+
 
 def conv1d(
-    input: AnyArray,
-    weight: AnyArray,
-    bias: AnyArray | None = None,
+    input: Array,
+    weight: Array,
+    bias: Array | None = None,
     stride: Any = 1,
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
     *,
     padding_mode: str = "zeros",
-    out: AnyArray | None = None,
+    out: Array | None = None,
     out_dtype: Any = None,
     precision: str | None = None,
     algorithm: str = "auto",
-) -> AnyArray:
+    stream: Any = None,
+) -> Array:
     """1-D convolution: :func:`conv3d` for input (N, C, W) or (C, W) and weight (out_channels, C / groups, kw)."""
-    return _conv(1, input, weight, bias, stride, padding, dilation, groups, padding_mode, out, out_dtype, precision, algorithm)
+    return _conv(1, input, weight, bias, stride, padding, dilation, groups, padding_mode, out, out_dtype, precision, algorithm, stream)
 
 
 def conv2d(
-    input: AnyArray,
-    weight: AnyArray,
-    bias: AnyArray | None = None,
+    input: Array,
+    weight: Array,
+    bias: Array | None = None,
     stride: Any = 1,
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
     *,
     padding_mode: str = "zeros",
-    out: AnyArray | None = None,
+    out: Array | None = None,
     out_dtype: Any = None,
     precision: str | None = None,
     algorithm: str = "auto",
-) -> AnyArray:
+    stream: Any = None,
+) -> Array:
     """2-D convolution: :func:`conv3d` for input (N, C, H, W) or (C, H, W) and weight (out_channels, C / groups, kh, kw)."""
-    return _conv(2, input, weight, bias, stride, padding, dilation, groups, padding_mode, out, out_dtype, precision, algorithm)
+    return _conv(2, input, weight, bias, stride, padding, dilation, groups, padding_mode, out, out_dtype, precision, algorithm, stream)
 
 
 def conv3d(
-    input: AnyArray,
-    weight: AnyArray,
-    bias: AnyArray | None = None,
+    input: Array,
+    weight: Array,
+    bias: Array | None = None,
     stride: Any = 1,
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
     *,
     padding_mode: str = "zeros",
-    out: AnyArray | None = None,
+    out: Array | None = None,
     out_dtype: Any = None,
     precision: str | None = None,
     algorithm: str = "auto",
-) -> AnyArray:
+    stream: Any = None,
+) -> Array:
     """3-D cross-correlation of many channels: what torch.nn.functional.conv3d documents.
 
     ``out[n, o] = bias[o] + sum over c of weight[o, c] ⋆ input[n, c]``, with output size along each axis
@@ -103,62 +108,69 @@ def conv3d(
     Memory: the result, the packed weight, and a workspace that :func:`explain` states (never an im2col of the input).
     Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.Conv3d.html
     """
-    return _conv(3, input, weight, bias, stride, padding, dilation, groups, padding_mode, out, out_dtype, precision, algorithm)
+    return _conv(3, input, weight, bias, stride, padding, dilation, groups, padding_mode, out, out_dtype, precision, algorithm, stream)
 
 
 def conv_transpose1d(
-    input: AnyArray,
-    weight: AnyArray,
-    bias: AnyArray | None = None,
+    input: Array,
+    weight: Array,
+    bias: Array | None = None,
     stride: Any = 1,
     padding: Any = 0,
     output_padding: Any = 0,
     groups: int = 1,
     dilation: Any = 1,
     *,
-    out: AnyArray | None = None,
+    out: Array | None = None,
     out_dtype: Any = None,
     precision: str | None = None,
     algorithm: str = "auto",
-) -> AnyArray:
+    stream: Any = None,
+) -> Array:
     """1-D transposed convolution: :func:`conv_transpose3d` for input (N, C, W) or (C, W) and weight (C, out_channels / groups, kw)."""
-    return _conv_transpose(1, input, weight, bias, stride, padding, output_padding, groups, dilation, out, out_dtype, precision, algorithm)
+    return _conv_transpose(
+        1, input, weight, bias, stride, padding, output_padding, groups, dilation, out, out_dtype, precision, algorithm, stream
+    )
 
 
 def conv_transpose2d(
-    input: AnyArray,
-    weight: AnyArray,
-    bias: AnyArray | None = None,
+    input: Array,
+    weight: Array,
+    bias: Array | None = None,
     stride: Any = 1,
     padding: Any = 0,
     output_padding: Any = 0,
     groups: int = 1,
     dilation: Any = 1,
     *,
-    out: AnyArray | None = None,
+    out: Array | None = None,
     out_dtype: Any = None,
     precision: str | None = None,
     algorithm: str = "auto",
-) -> AnyArray:
+    stream: Any = None,
+) -> Array:
     """2-D transposed convolution: :func:`conv_transpose3d` for input (N, C, H, W) and weight (C, out_channels / groups, kh, kw)."""
-    return _conv_transpose(2, input, weight, bias, stride, padding, output_padding, groups, dilation, out, out_dtype, precision, algorithm)
+    return _conv_transpose(
+        2, input, weight, bias, stride, padding, output_padding, groups, dilation, out, out_dtype, precision, algorithm, stream
+    )
 
 
 def conv_transpose3d(
-    input: AnyArray,
-    weight: AnyArray,
-    bias: AnyArray | None = None,
+    input: Array,
+    weight: Array,
+    bias: Array | None = None,
     stride: Any = 1,
     padding: Any = 0,
     output_padding: Any = 0,
     groups: int = 1,
     dilation: Any = 1,
     *,
-    out: AnyArray | None = None,
+    out: Array | None = None,
     out_dtype: Any = None,
     precision: str | None = None,
     algorithm: str = "auto",
-) -> AnyArray:
+    stream: Any = None,
+) -> Array:
     """3-D transposed convolution: what torch.nn.functional.conv_transpose3d documents, the input gradient of a convolution.
 
     Output size along each axis: ``(size - 1) * stride - padding + dilation * (kernel - 1) + output_padding + 1``, where padding
@@ -179,29 +191,33 @@ def conv_transpose3d(
     Returns and raises as :func:`conv3d`.
     Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.ConvTranspose3d.html
     """
-    return _conv_transpose(3, input, weight, bias, stride, padding, output_padding, groups, dilation, out, out_dtype, precision, algorithm)
+    return _conv_transpose(
+        3, input, weight, bias, stride, padding, output_padding, groups, dilation, out, out_dtype, precision, algorithm, stream
+    )
 
 
 def _conv(
-    rank: int, input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any,
-    padding_mode: Any, out: Any, out_dtype: Any, precision: Any, algorithm: Any,
-) -> AnyArray:  # fmt: skip
+    rank: int, input: Array, weight: Array, bias: Array | None, stride: Any, padding: Any, dilation: Any, groups: Any,
+    padding_mode: Any, out: Any, out_dtype: Any, precision: Any, algorithm: Any, stream: Any,
+) -> Array:  # fmt: skip
     x, w, b = check_arguments(input, weight, bias)
     dtype = name_of(x)
     given = (rank, dtype, check_out_dtype(out_dtype, dtype), x.shape, w.shape, None if b is None else b.shape)
-    problem, choice = decide(_forward, given, (stride, padding, dilation, groups, padding_mode), precision, algorithm)
-    return execute(problem, choice, x, w, b, out)
+    problem, choice = decide(_forward, given, (stride, padding, dilation, groups, padding_mode), precision, algorithm, device_of(x))
+    result: Array = execute(problem, choice, x, w, b, out, stream)
+    return result
 
 
 def _conv_transpose(
-    rank: int, input: Any, weight: Any, bias: Any, stride: Any, padding: Any, output_padding: Any, groups: Any,
-    dilation: Any, out: Any, out_dtype: Any, precision: Any, algorithm: Any,
-) -> AnyArray:  # fmt: skip
+    rank: int, input: Array, weight: Array, bias: Array | None, stride: Any, padding: Any, output_padding: Any, groups: Any,
+    dilation: Any, out: Any, out_dtype: Any, precision: Any, algorithm: Any, stream: Any,
+) -> Array:  # fmt: skip
     x, w, b = check_arguments(input, weight, bias)
     dtype = name_of(x)
     given = (rank, dtype, check_out_dtype(out_dtype, dtype), x.shape, w.shape, None if b is None else b.shape)
-    problem, choice = decide(_transposed, given, (stride, padding, output_padding, groups, dilation), precision, algorithm)
-    return execute(problem, choice, x, w, b, out)
+    problem, choice = decide(_transposed, given, (stride, padding, output_padding, groups, dilation), precision, algorithm, device_of(x))
+    result: Array = execute(problem, choice, x, w, b, out, stream)
+    return result
 
 
 def _forward(

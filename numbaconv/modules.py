@@ -330,11 +330,11 @@ class Frozen:
         self._state = text, rank, arguments
         self._plan = functools.lru_cache(maxsize=8)(functools.partial(plan, **arguments))
 
-    def __call__(self, input: AnyArray, out: AnyArray | None = None) -> AnyArray:
+    def __call__(self, input: Any, out: Any = None, *, stream: Any = None) -> Any:
         """The layer's result for ``input``, (N, in_channels, *size) or (in_channels, *size); a fresh array, or ``out``."""
         rank, shape = self._state[1], check_array("input", input).shape
         image = shape[1:] if len(shape) == rank + 2 else shape
-        return self._plan(image)(input, out)
+        return self._plan(image)(input, out, stream=stream)
 
     def __reduce__(self) -> tuple[type[Frozen], tuple[str, int, dict[str, Any]]]:
         return type(self), self._state

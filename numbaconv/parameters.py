@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .arguments import integer, shown, shown_shape
-from .arrays import AnyArray, check_array, check_memory, dtype_named, overlaps_itself
+from .arrays import AnyArray, check_array, check_memory, dtype_named, name_of, overlaps_itself
 
 _DTYPES = ("float64", "float32", "float16", "bfloat16", "complex64", "complex128")
 
@@ -50,9 +50,9 @@ class Parameters:
         return self._weight, self._bias
 
     def _checked_parameter(self, name: str, value: Any, shape: tuple[int, ...]) -> AnyArray:
-        array = check_array(name, value)
-        if array.dtype.name != self._dtype.name:
-            raise TypeError(f"{name} must have the layer's dtype {self._dtype.name}, got {array.dtype.name}: convert it with .astype")
+        array: AnyArray = check_array(name, value)
+        if name_of(array) != self._dtype.name:
+            raise TypeError(f"{name} must have the layer's dtype {self._dtype.name}, got {name_of(array)}: convert it with .astype")
         if array.shape != shape:
             raise ValueError(f"{name} must have shape {shown_shape(shape)}, got {shown_shape(array.shape)}")
         return array

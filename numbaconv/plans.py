@@ -8,69 +8,70 @@ from typing import Any
 import numpy as np
 
 from .arguments import check_padding_mode, integer, per_axis, shown, shown_shape
-from .arrays import (
-    ELEMENTS,
-    AnyArray,
-    allocate,
-    check_array,
-    check_memory,
-    check_out,
-    check_out_dtype,
-    check_same_dtype,
-    dtype_name,
-    dtype_named,
-    name_of,
-    native,
-    storage_view,
-)
+from .arrays import ELEMENTS, check_alike, check_array, check_memory, check_out_dtype, device_of, dtype_name, name_of, place_of
 from .choose import Choice, choose
+from .device import DeviceArray
 from .explanation import Explanation
+from .memory import Memory, memory_of
 from .problem import Problem, forward_problem, transposed_problem
 
 
-def check_arguments(input: Any, weight: Any, bias: Any) -> tuple[AnyArray, AnyArray, AnyArray | None]:
+def check_arguments(input: Any, weight: Any, bias: Any) -> tuple[Any, Any, Any]:
     """The three arrays of a call, of one dtype."""
     x, w = check_array("input", input), check_array("weight", weight)
-    check_same_dtype("input", x, "weight", w)
+    check_alike("input", x, "weight", w)
     if bias is None:
         return x, w, None
     b = check_array("bias", bias)
-    check_same_dtype("input", x, "bias", b)
+    check_alike("input", x, "bias", b)
     return x, w, b
 
 
 def execute(
-    problem: Problem, choice: Choice, input: AnyArray, weight: AnyArray, bias: AnyArray | None, out: Any = None, gradient: bool = False
-) -> AnyArray:
+    problem: Problem, choice: Choice, input: Any, weight: Any, bias: Any, out: Any = None, stream: Any = None, gradient: bool = False
+) -> Any:
     """Pack and run once; nothing is kept, so that a changed weight is always seen.
 
     gradient : an input gradient is asked for: ``input`` is the caller's grad_output, and the weight is conjugated.
     """
     first = "grad_output" if gradient else "input"
-    arguments = {first: input, "weight": weight} if bias is None else {first: input, "weight": weight, "bias": bias}
+    given = {first: input, "weight": weight} if bias is None else {first: input, "weight": weight, "bias": bias}
+    memory = memory_of(input)
+    arguments = memory.begin(given, stream)
     batched = input.ndim == problem.rank + 2
-    result = _result(problem.result_shape if batched else problem.result_shape[1:], problem, input, out, arguments, choice.memory)
+    shape = problem.result_shape if batched else problem.result_shape[1:]
+    result = memory.result(shape, problem.out_dtype, out, arguments, choice.memory)
     if result.size:
-        used = np.conjugate(weight) if gradient and weight.dtype.kind == "c" else weight
-        _run(choice, problem, input, _pack(choice, problem, used, bias), result)
-    return result
+        w = arguments["weight"]
+        used = memory.conjugate(w) if gradient and name_of(w).startswith("complex") else w
+        packed = choice.setup.pack(memory.weight(used, problem.rank), memory.bias(arguments.get("bias")))
+        _run(choice, problem, memory, arguments[first], packed, result)
+    return memory.finish(result)
 
 
 def execute_weight_grad(
     problem: Problem,
     choice: Choice,
-    input: AnyArray,
-    grad_output: AnyArray,
+    input: Any,
+    grad_output: Any,
     out: Any = None,
+    stream: Any = None,
     names: tuple[str, str] = ("input", "grad_output"),
-) -> AnyArray:
-    """The gradient with respect to the weight; ``input`` is what the forward convolution reads, ``names`` the caller's of the two."""
-    arguments = dict(zip(names, (input, grad_output)))
-    result = _result(problem.result_shape, problem, input, out, arguments, choice.memory)
+    conjugated: bool = False,
+) -> Any:
+    """The gradient with respect to the weight; ``input`` is what the forward convolution reads, ``names`` the caller's of the two.
+
+    conjugated : the result's complex conjugate is asked for.
+    """
+    memory = memory_of(input)
+    arguments = memory.begin(dict(zip(names, (input, grad_output))), stream)
+    result = memory.result(problem.result_shape, problem.out_dtype, out, arguments, choice.memory)
     if result.size:
-        grad = _five(storage_view(native(grad_output)), problem.rank)
-        choice.setup.run(_five(storage_view(native(input)), problem.rank), (grad,), _five(storage_view(result), problem.rank))
-    return result
+        read, grad = arguments.values()
+        _run(choice, problem, memory, read, (memory.readable(grad, problem.rank),), result)
+        if conjugated and problem.dtype.startswith("complex"):
+            memory.conjugate(result, result)
+    return memory.finish(result)
 
 
 class Plan:
@@ -80,12 +81,14 @@ class Plan:
     not seen.  Calling it is thread-safe.
     """
 
-    def __init__(self, problem: Problem, choice: Choice, weight: AnyArray, bias: AnyArray | None) -> None:
+    def __init__(self, problem: Problem, choice: Choice, weight: Any, bias: Any) -> None:
         self.problem = problem.per_image
         self._choice = choice
+        self._memory, self._place = memory_of(weight), place_of(weight)
         self._source, self._result = problem.source_shape[1:], problem.result_shape[1:]
         check_memory(choice.setup.packed_bytes)
-        self._packed = _pack(choice, problem, weight, bias)
+        self._packed = choice.setup.pack(self._memory.weight(weight, problem.rank), self._memory.bias(bias))
+        self._memory.settle(self._packed)
 
     @property
     def algorithm(self) -> str:
@@ -102,33 +105,42 @@ class Plan:
         """Bytes of the packed weight and bias that the plan holds."""
         return sum(part.nbytes for part in self._packed)
 
-    def __call__(self, input: AnyArray, out: AnyArray | None = None) -> AnyArray:
+    def __call__(self, input: Any, out: Any = None, *, stream: Any = None) -> Any:
         """Apply the plan to ``input`` of shape (N, C, *size) or (C, *size), with the planned C and size and any N.
 
-        Returns a fresh C-contiguous array, or ``out``.  Raises TypeError and ValueError as the function does.
+        Returns a fresh C-contiguous array, or ``out``.  Raises TypeError and ValueError as the function does.  On a CUDA device the work is
+        put on the input's stream, or on ``stream``, and not waited for; with ``out`` nothing is allocated where ``workspace`` is 0.
         """
         x = check_array("input", input)
         if name_of(x) != self.problem.dtype:
             raise TypeError(f"input must have dtype {self.problem.dtype} for this plan, got {name_of(x)}")
+        if self._memory.device != "cpu" or type(x) is DeviceArray:
+            self._check_place(x)
         if x.shape == self._source:
             shape = self._result
         elif x.shape[1:] == self._source:
             shape = (x.shape[0], *self._result)
         else:
             raise ValueError(f"input must have shape (N, {shown_shape(self._source)[1:]} for this plan, got {shown_shape(x.shape)}")
-        result = _result(shape, self.problem, x, out, {"input": x}, self._choice.setup.workspace)
+        arguments = self._memory.begin({"input": x}, stream)
+        result = self._memory.result(shape, self.problem.out_dtype, out, arguments, self._choice.setup.workspace)
         if result.size:
-            _run(self._choice, self.problem, x, self._packed, result)
-        return result
+            _run(self._choice, self.problem, self._memory, arguments["input"], self._packed, result)
+        return self._memory.finish(result)
+
+    def _check_place(self, x: Any) -> None:
+        if place_of(x) != self._place:
+            error = TypeError if "host" in self._place + place_of(x) else ValueError
+            raise error(f"input must live where the plan's weight does, in {self._place}, got input in {place_of(x)}")
 
     def __repr__(self) -> str:
         return f"Plan({self.problem}, algorithm={self.algorithm!r}, workspace={self.workspace}, packed_bytes={self.packed_bytes})"
 
 
 def plan(
-    input_or_shape: AnyArray | Sequence[int],
-    weight: AnyArray,
-    bias: AnyArray | None = None,
+    input_or_shape: Any | Sequence[int],
+    weight: Any,
+    bias: Any | None = None,
     stride: Any = 1,
     padding: Any = 0,
     dilation: Any = 1,
@@ -155,18 +167,20 @@ def plan(
     w = check_array("weight", weight)
     b = None if bias is None else check_array("bias", bias)
     if b is not None:
-        check_same_dtype("weight", w, "bias", b)
+        check_alike("weight", w, "bias", b)
+    if not isinstance(input_or_shape, (tuple, list)):
+        check_alike("weight", w, "input", check_array("input_or_shape", input_or_shape))
     problem = describe(
         input_or_shape, w, b, stride, padding, dilation, groups, transposed=transposed, output_padding=output_padding,
         padding_mode=padding_mode, dtype=dtype, out_dtype=out_dtype,
     )  # fmt: skip
-    return Plan(problem, choose(problem, precision, algorithm), w, b)
+    return Plan(problem, choose(problem, precision, algorithm, device_of(w)), w, b)
 
 
 def explain(
-    input_or_shape: AnyArray | Sequence[int],
-    weight: AnyArray | Sequence[int],
-    bias: AnyArray | Sequence[int] | None = None,
+    input_or_shape: Any | Sequence[int],
+    weight: Any | Sequence[int],
+    bias: Any | Sequence[int] | None = None,
     stride: Any = 1,
     padding: Any = 0,
     dilation: Any = 1,
@@ -189,7 +203,9 @@ def explain(
         input_or_shape, weight, bias, stride, padding, dilation, groups, transposed=transposed, output_padding=output_padding,
         padding_mode=padding_mode, dtype=dtype, out_dtype=out_dtype,
     )  # fmt: skip
-    return Explanation(problem, choose(problem, precision, algorithm))
+    arrays = [a for a in (input_or_shape, weight, bias) if a is not None and not isinstance(a, (tuple, list))]
+    device = device_of(check_array("weight", arrays[0])) if arrays else "cpu"
+    return Explanation(problem, choose(problem, precision, algorithm, device))
 
 
 def describe(
@@ -245,31 +261,6 @@ def _shape_and_dtype(name: str, value: Any) -> tuple[tuple[int, ...], str | None
     return array.shape, name_of(array)
 
 
-def _result(shape: tuple[int, ...], problem: Problem, input: AnyArray, out: Any, arguments: dict[str, AnyArray], memory: int) -> AnyArray:
-    """``out``, checked, or a fresh array, after a check that ``memory`` bytes more can be had."""
-    if out is not None:
-        check_memory(memory)
-        return check_out(out, shape, problem.out_dtype, arguments)
-    dtype = input.dtype if problem.out_dtype == problem.dtype else dtype_named(problem.out_dtype)
-    return allocate(shape, dtype if dtype.isnative else dtype.newbyteorder("="), memory)
-
-
-def _pack(choice: Choice, problem: Problem, weight: AnyArray, bias: AnyArray | None) -> tuple[AnyArray, ...]:
-    return choice.setup.pack(_five(native(weight), problem.rank), None if bias is None else native(bias))
-
-
-def _run(choice: Choice, problem: Problem, input: AnyArray, packed: tuple[AnyArray, ...], result: AnyArray) -> None:
+def _run(choice: Choice, problem: Problem, memory: Memory, input: Any, packed: tuple[Any, ...], result: Any) -> None:
     rank = problem.rank
-    choice.setup.run(_five(storage_view(native(input)), rank), packed, _five(storage_view(result), rank))
-
-
-def _five(array: AnyArray, rank: int) -> AnyArray:
-    """The (N, C, D, H, W) view of an array of ``rank`` spatial axes, batched or not."""
-    if array.ndim == 5:
-        return array
-    if array.ndim == rank + 1:
-        array = array[None]
-    return array[_UNIT_AXES[rank]]
-
-
-_UNIT_AXES = {rank: (slice(None), slice(None)) + (None,) * (3 - rank) for rank in (1, 2, 3)}
+    choice.setup.run(memory.readable(input, rank), packed, memory.writable(result, rank))

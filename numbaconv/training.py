@@ -8,7 +8,7 @@ import numpy as np
 
 from . import grad
 from .arguments import shown
-from .arrays import AnyArray, check_array, check_same_dtype
+from .arrays import AnyArray, check_alike, check_array
 from .parameters import Parameters
 
 
@@ -62,8 +62,8 @@ class Trainable(Parameters):
         weight, bias = self._parameters()
         g = check_array("grad_output", grad_output)
         x, extra = self._kept_call() if input is None else (check_array("input", input), None)
-        check_same_dtype("weight", weight, "input", x)
-        check_same_dtype("weight", weight, "grad_output", g)
+        check_alike("weight", weight, "input", x)
+        check_alike("weight", weight, "grad_output", g)
         input_grad, weight_grad = self._gradients(x, g, extra)
         bias_grad = None if bias is None else grad.conv_bias(g if g.ndim == self._rank + 2 else g[None])
         weight_grad = self._added("weight_grad", weight_grad)

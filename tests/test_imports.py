@@ -18,8 +18,9 @@ HEAVY = ("numba", "llvmlite", "torch", "scipy", "dask", "matplotlib", "ml_dtypes
 # From the bottom to the top: a module may import from lines above its own alone.
 LAYERS = """
     arguments grammar
-    padding problem arrays
-    reference choose
+    device padding problem
+    arrays
+    layouts memory reference choose
     sample
     cpu/axes cpu/compile cpu/halves cpu/target cpu/winograd_matrices
     cpu/simd
@@ -36,6 +37,14 @@ LAYERS = """
     cpu/filter
     cpu/fft
     cpu
+    cuda/dlpack cuda/launch cuda/ptx
+    cuda/driver cuda/elements cuda/geometry
+    cuda/arrays
+    cuda/copies cuda/sums
+    cuda/direct_weight
+    cuda/direct
+    cuda/algorithms cuda/memory
+    cuda
     explanation
     plans
     grad columns parameters
@@ -48,10 +57,10 @@ LAYERS = """
     __main__
 """
 LEVEL = {name: level for level, names in enumerate(LAYERS.strip().splitlines()) for name in names.split()}
-# The registry of a device, which choose loads inside a function when it is first asked.
-UPWARDS = {("choose", "cpu")}
+# The side of a device, loaded inside a function when it is first asked for.
+UPWARDS = {("choose", "cpu"), ("choose", "cuda"), ("arrays", "cuda/arrays"), ("memory", "cuda/memory")}
 COMMANDS = {"bench", "demo", "warmup", "__main__"}  # may look into cpu, to say what it compiles for
-LLVMLITE = {"copies", "elements", "filter_kernel", "halves", "simd", "target", "winograd_weight"}  # of cpu
+LLVMLITE = {"copies", "elements", "filter_kernel", "halves", "simd", "target", "winograd_weight"}  # of cpu; cuda/ptx too
 # Optional packages, each imported in one place, inside a function.
 OPTIONAL = {"ml_dtypes", "safetensors", "matplotlib", "PIL", "scipy", "nibabel", "nilearn", "tqdm"}
 PEERS = {"torch", "jax", "onnx", "onnxruntime", "openvino", "cv2", "scipy"}  # that bench/contenders compares with, inside functions
@@ -91,8 +100,8 @@ def imports(module: str) -> list[tuple[str, bool, bool]]:
 
 
 def layer(module: str) -> str:
-    """Folders other than cpu are one layer."""
-    return module if module in LEVEL or module.startswith("cpu/") else module.partition("/")[0]
+    """Folders other than cpu and cuda are one layer."""
+    return module if module in LEVEL or module.startswith(("cpu/", "cuda/")) else module.partition("/")[0]
 
 
 @pytest.mark.parametrize("module", FILES)
@@ -103,7 +112,8 @@ def test_arrows_point_downwards(module: str) -> None:
         if not inside or layer(name) == own or (not top and (own, name) in UPWARDS):
             continue
         assert LEVEL[layer(name)] < LEVEL[own], f"{module} imports {name}"
-        assert own.startswith("cpu") or own in COMMANDS or not name.startswith("cpu"), f"{module} imports {name}: ask choose"
+        for side in ("cpu", "cuda"):
+            assert own.startswith(side) or own in COMMANDS or not name.startswith(side), f"{module} imports {name}: ask choose"
 
 
 @pytest.mark.parametrize("module", FILES)
@@ -113,13 +123,15 @@ def test_only_numba_and_numpy_are_required(module: str) -> None:
         if inside or root in sys.stdlib_module_names or root == "numpy":
             continue
         if root == "llvmlite":
-            assert module.removeprefix("cpu/") in LLVMLITE, f"{module} imports {name}"
+            assert module == "cuda/ptx" or module.removeprefix("cpu/") in LLVMLITE, f"{module} imports {name}"
         elif module == "bench/contenders" and root in PEERS:
             assert not top, f"{module} imports {name}"
+        elif root in ("cuda", "cupy"):
+            assert module.startswith("cuda/") and not top, f"{module} imports {name}"
         elif root in ("jax", "torch"):
             assert module == root or not top, f"{module} imports {name}"
         elif root == "numba":
-            assert module.startswith("cpu/") or not top, f"{module} imports {name}"
+            assert module.startswith(("cpu/", "cuda/")) or not top, f"{module} imports {name}"
         else:
             assert root in OPTIONAL and not top, f"{module} imports {name}"
 

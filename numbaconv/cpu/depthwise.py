@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from ..arguments import PADDING_MODES
 from ..arrays import AnyArray
 from ..choose import Accuracy
+from ..layouts import Layouts
 from ..problem import Problem, Triple
 from . import depthwise_tasks as tasks
 from .axes import Axis, axis_parts
 from .depthwise_kernel import PIXELS
 from .direct import Direct
-from .layouts import Layouts
 from .target import target
 from .threads import most_threads, share
 

@@ -20,12 +20,13 @@ import numpy as np
 
 from ..arrays import ELEMENTS, NARROW_INTEGERS, AnyArray
 from ..choose import Accuracy
+from ..layouts import Layouts
 from ..padding import PADDING
 from ..problem import Problem
 from . import halves
 from .compile import kernel
 from .direct_weight import WeightGradSetup
-from .layouts import Layouts, memory_of, place_and_steps, readable_memory
+from .layouts import memory_of, place_and_steps, readable_memory
 from .rows import (
     BLOCK,
     COLUMNS,

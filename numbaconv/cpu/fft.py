@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from ..arguments import PADDING_MODES
 from ..arrays import AnyArray
 from ..choose import Accuracy, Setup
+from ..layouts import Layouts
 from ..padding import PADDING, source_index
 from ..problem import Problem, Triple
 from . import fft_tasks as tasks
@@ -32,7 +33,6 @@ from .fft_kernel import passes_of, twiddles_of
 from .fft_layout import MOST_SPECTRA, MOST_TILES, Layout, layout_of
 from .filter import Filter
 from .filter_gradient import GradientPart, gradient_parts
-from .layouts import Layouts
 from .target import target
 from .threads import most_threads, share
 

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from ..arguments import PADDING_MODES
 from ..arrays import AnyArray
+from ..layouts import Layouts
 from ..problem import Problem
 from . import filter_tasks as tasks
 from .elements import NUMBERS
 from .filter_layout import Layout, layout_of
-from .layouts import Layouts, address
+from .layouts import address
 from .threads import most_threads, share
 
 

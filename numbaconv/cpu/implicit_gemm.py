@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from ..arguments import PADDING_MODES
 from ..arrays import ELEMENTS, AnyArray
 from ..choose import Accuracy
+from ..layouts import Layouts
 from ..problem import Problem
 from . import pack
 from .axes import Line, Part, is_contiguous, merged, pixel_count, tap_count
@@ -36,7 +37,7 @@ from .direct import Direct
 from .elements import like, store_sums, store_sums_turned
 from .gemm import LINE_BYTES, TILE_ROWS, TILE_VECTORS, multiply_tile
 from .gemm_shape import MOST_PANELS, MOST_PARTS, MOST_TURNED_BYTES, GemmShape, blocking, splits_of
-from .layouts import Layouts, address
+from .layouts import address
 from .pack import fill_tables, pack_panel, products_of
 from .pack_weight import as_real, pack_weight
 from .simd import address_of, lanes_of

@@ -1,9 +1,8 @@
-"""Memory of any layout as kernels take it, its address, and what is remembered of the layouts that a setup has met."""
+"""Memory of any layout as kernels take it, and its address."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 from numba import types
@@ -13,10 +12,7 @@ from ..arrays import AnyArray
 from .compile import call_specialised, kernel, specialise
 from .simd import address_of
 
-MOST_LAYOUTS = 64
 _known: set[tuple[np.dtype[Any], int]] = set()
-
-Geometry = TypeVar("Geometry")
 
 
 def readable_memory(array: AnyArray) -> AnyArray:
@@ -62,25 +58,3 @@ def address(array: AnyArray) -> int:
 @kernel()
 def _address(array):  # type: ignore[no-untyped-def]
     return address_of(array)
-
-
-class Layouts(Generic[Geometry]):
-    """The geometries that ``make(source, result, *more)`` worked out, remembered by the layouts of the two arrays (and ``more``).
-
-    Working one out in Python takes longer than a small convolution.  The least recently made is not tracked: a full memory
-    starts afresh.
-    """
-
-    def __init__(self, make: Callable[..., Geometry]) -> None:
-        self._make = make
-        self._known: dict[Any, Geometry] = {}
-
-    def __call__(self, source: AnyArray, result: AnyArray, *more: Any) -> Geometry:
-        key = (source.shape, source.strides, result.strides, *more)
-        geometry = self._known.get(key)
-        if geometry is None:
-            geometry = self._make(source, result, *more)
-            if len(self._known) >= MOST_LAYOUTS:
-                self._known.clear()
-            self._known[key] = geometry
-        return geometry

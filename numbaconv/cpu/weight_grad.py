@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from ..arguments import PADDING_MODES
 from ..arrays import AnyArray
 from ..choose import Accuracy
+from ..layouts import Layouts
 from ..problem import Problem
 from . import weight_kernels as k
-from .layouts import Layouts
 from .rows import axis_segments
 from .target import target
 from .threads import most_threads, share

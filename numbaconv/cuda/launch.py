@@ -6,14 +6,16 @@ PTX: a newer compiler writes PTX that an older driver refuses.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from numba import cuda
@@ -77,17 +79,31 @@ _compiling = threading.Lock()  # numba-cuda's compiler is not re-entrant
 
 
 def _compile(kernel: Kernel, architecture: str, output: str) -> Any:
-    with _compiling:
+    capability = _capability(architecture)
+    with _compiling, _device_functions_for(capability):
         code, _ = cuda.compile(
             kernel.function,
             kernel.signature,
-            cc=_capability(architecture),
+            cc=capability,
             device=False,
             abi="numba",
             output=output,
             launch_bounds=(kernel.threads, kernel.blocks),
         )
     return code
+
+
+@contextlib.contextmanager
+def _device_functions_for(capability: tuple[Any, ...]) -> Iterator[None]:
+    """numba-cuda compiles device functions for the present GPU, and not at all without one: for ``capability`` here."""
+    from numba.cuda import dispatcher
+
+    present = dispatcher.get_current_device
+    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
+    try:
+        yield
+    finally:
+        dispatcher.get_current_device = present
 
 
 def _capability(architecture: str) -> tuple[Any, ...]:

@@ -1,0 +1,8 @@
+"""The algorithms on a CUDA device, fastest first; the last one takes everything."""
+
+from __future__ import annotations
+
+from ..choose import Algorithm
+from .direct import Direct
+
+ALGORITHMS: tuple[Algorithm, ...] = (Direct(),)

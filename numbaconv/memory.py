@@ -1,0 +1,128 @@
+"""What a call does with arrays around its kernels, on the host and on a CUDA device: one interface, two of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from .arrays import ELEMENTS, allocate, check_memory, check_out, dtype_named, name_of, native, storage_view
+from .device import DeviceArray
+
+
+class Memory(Protocol):
+    """``arguments`` are a call's arrays by the caller's names; kernels see 5-D arrays (N, C, D, H, W)."""
+
+    device: str
+    """The registry whose algorithms compute here."""
+
+    def begin(self, arguments: dict[str, Any], stream: Any) -> dict[str, Any]:
+        """The arrays as the call's stream sees them; TypeError for a stream where there is none."""
+        ...
+
+    def result(self, shape: tuple[int, ...], dtype: str, out: Any, arguments: dict[str, Any], needed: int) -> Any:
+        """``out``, checked, or a fresh array, after a check that ``needed`` bytes more can be had."""
+        ...
+
+    def readable(self, array: Any, rank: int) -> Any:
+        """The 5-D storage view that a kernel reads, of an array with ``rank`` spatial axes, batched or not."""
+        ...
+
+    def writable(self, array: Any, rank: int) -> Any:
+        """The same of a result."""
+        ...
+
+    def weight(self, array: Any, rank: int) -> Any:
+        """The 5-D view of a weight that an algorithm packs."""
+        ...
+
+    def bias(self, array: Any) -> Any:
+        """What an algorithm packs of a bias, or None."""
+        ...
+
+    def settle(self, packed: tuple[Any, ...]) -> None:
+        """Wait until what a plan keeps can be read from everywhere."""
+        ...
+
+    def conjugate(self, array: Any, out: Any = None) -> Any:
+        """The complex conjugate, fresh or in ``out``, which may be the array itself."""
+        ...
+
+    def channel_sums(self, array: Any) -> Any:
+        """What the caller gets as the sum of (N, C, ...) over all axes but the second: floats in float64, one image after the other."""
+        ...
+
+    def finish(self, result: Any) -> Any:
+        """What the caller gets."""
+        ...
+
+
+class Host:
+    """NumPy arrays."""
+
+    device = "cpu"
+
+    def begin(self, arguments: dict[str, Any], stream: Any) -> dict[str, Any]:
+        if stream is not None:
+            raise TypeError(f"stream must be None for NumPy arrays, got {type(stream).__name__}")
+        return arguments
+
+    def result(self, shape: tuple[int, ...], dtype: str, out: Any, arguments: dict[str, Any], needed: int) -> Any:
+        if out is not None:
+            check_memory(needed)
+            return check_out(out, shape, dtype, arguments)
+        like = next(iter(arguments.values()))
+        kind = like.dtype if name_of(like) == dtype else dtype_named(dtype)
+        return allocate(shape, kind if kind.isnative else kind.newbyteorder("="), needed)
+
+    def readable(self, array: Any, rank: int) -> Any:
+        return five(storage_view(native(array)), rank)
+
+    def writable(self, array: Any, rank: int) -> Any:
+        return five(storage_view(array), rank)
+
+    def weight(self, array: Any, rank: int) -> Any:
+        return five(native(array), rank)
+
+    def bias(self, array: Any) -> Any:
+        return None if array is None else native(array)
+
+    def settle(self, packed: tuple[Any, ...]) -> None:
+        pass
+
+    def conjugate(self, array: Any, out: Any = None) -> Any:
+        return np.conjugate(array, out=out)
+
+    def channel_sums(self, array: Any) -> Any:
+        accumulator = ELEMENTS[name_of(array)].accumulator
+        wide = np.result_type(accumulator, np.float64) if accumulator.kind in "fc" else np.dtype(np.int64)
+        total = np.zeros(array.shape[1], wide)
+        for image in array:
+            total += image.sum(axis=tuple(range(1, image.ndim)), dtype=wide)
+        return total.astype(array.dtype.newbyteorder("="))
+
+    def finish(self, result: Any) -> Any:
+        return result
+
+
+def five(array: Any, rank: int) -> Any:
+    """The (N, C, D, H, W) view of a NumPy array of ``rank`` spatial axes, batched or not."""
+    if array.ndim == 5:
+        return array
+    if array.ndim == rank + 1:
+        array = array[None]
+    return array[_UNIT_AXES[rank]]
+
+
+_UNIT_AXES: dict[int, Sequence[Any]] = {rank: (slice(None), slice(None)) + (None,) * (3 - rank) for rank in (1, 2, 3)}
+HOST = Host()
+
+
+def memory_of(array: Any) -> Memory:
+    """The memory that an array lies in."""
+    if type(array) is not DeviceArray:
+        return HOST
+    from .cuda.memory import DEVICE
+
+    return DEVICE
