@@ -1,4 +1,4 @@
-"""numbaconv: torch's documented convolutions for NumPy arrays, compiled by Numba."""
+"""numbaconv: torch's documented convolutions for NumPy arrays and CUDA-device arrays, compiled by Numba."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HOME = {
 }
 
 # Public modules; torch and jax, which need the package of that name, are not in __all__.
-_MODULES = ("grad", "jax", "torch")
+_MODULES = ("cuda", "grad", "jax", "torch")
 
 __all__ = [
     "Conv1d",
@@ -44,6 +44,7 @@ __all__ = [
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
+    "cuda",
     "explain",
     "fold",
     "fold1d",
@@ -58,7 +59,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from . import grad
+    from . import cuda, grad
     from .columns import fold, fold1d, fold2d, fold3d, unfold, unfold1d, unfold2d, unfold3d
     from .functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
     from .lazy import LazyConv1d, LazyConv2d, LazyConv3d, LazyConvTranspose1d, LazyConvTranspose2d, LazyConvTranspose3d

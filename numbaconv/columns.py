@@ -1,6 +1,7 @@
 """im2col and its transpose: ``unfold`` lays the sliding blocks of an image out as columns, ``fold`` sums them back.
 
-Plain NumPy, one strided copy (or addition) for each kernel tap; no padded copy of the image is made.
+On the host plain NumPy, one strided copy (or addition) for each kernel tap; on a CUDA device one kernel.  No padded copy of the image is
+made.
 """
 
 from __future__ import annotations
@@ -8,26 +9,31 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from .arguments import per_axis, shown_shape
 from .arrays import ELEMENTS, AnyArray, check_array, check_memory
+from .device import DeviceArray
 from .problem import Problem, forward_problem, split_shape
 
+Array = TypeVar("Array")  # NumPy's, CuPy's, torch's or Numba's: a result has the type of the input
 
-def unfold1d(input: AnyArray, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> AnyArray:
+
+def unfold1d(input: Array, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Array:
     """The sliding blocks of a signal: :func:`unfold3d` for input (N, C, W) or (C, W)."""
-    return _unfold(1, input, kernel_size, dilation, padding, stride)
+    columns: Array = _unfold(1, input, kernel_size, dilation, padding, stride)
+    return columns
 
 
-def unfold2d(input: AnyArray, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> AnyArray:
+def unfold2d(input: Array, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Array:
     """The sliding blocks of an image: :func:`unfold3d` for input (N, C, H, W) or (C, H, W); torch's ``unfold``."""
-    return _unfold(2, input, kernel_size, dilation, padding, stride)
+    columns: Array = _unfold(2, input, kernel_size, dilation, padding, stride)
+    return columns
 
 
-def unfold3d(input: AnyArray, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> AnyArray:
+def unfold3d(input: Array, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Array:
     """The sliding blocks that a convolution of these arguments sees, one a column (im2col).
 
     Parameters
@@ -49,26 +55,29 @@ def unfold3d(input: AnyArray, kernel_size: Any, dilation: Any = 1, padding: Any 
     Memory: the columns, about ``taps / prod(stride)`` times the input.
     Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.Unfold.html
     """
-    return _unfold(3, input, kernel_size, dilation, padding, stride)
+    columns: Array = _unfold(3, input, kernel_size, dilation, padding, stride)
+    return columns
 
 
 def fold1d(
-    input: AnyArray, output_size: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1
-) -> AnyArray:  # fmt: skip
+    input: Array, output_size: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1
+) -> Array:  # fmt: skip
     """The signal that sums these columns: :func:`fold3d` with output_size (W,) and result (N, C, W) or (C, W)."""
-    return _fold(1, input, output_size, kernel_size, dilation, padding, stride)
+    image: Array = _fold(1, input, output_size, kernel_size, dilation, padding, stride)
+    return image
 
 
 def fold2d(
-    input: AnyArray, output_size: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1
-) -> AnyArray:  # fmt: skip
+    input: Array, output_size: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1
+) -> Array:  # fmt: skip
     """The image that sums these columns: :func:`fold3d` with output_size (H, W) and result (N, C, H, W) or (C, H, W); torch's ``fold``."""
-    return _fold(2, input, output_size, kernel_size, dilation, padding, stride)
+    image: Array = _fold(2, input, output_size, kernel_size, dilation, padding, stride)
+    return image
 
 
 def fold3d(
-    input: AnyArray, output_size: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1
-) -> AnyArray:  # fmt: skip
+    input: Array, output_size: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1
+) -> Array:  # fmt: skip
     """Sum columns into the cells that :func:`unfold3d` read them from: its transpose, not its inverse (col2im).
 
     ``fold3d(unfold3d(x, k), x.shape[2:], k)`` is ``x`` times the number of blocks that each cell lies in.
@@ -87,26 +96,32 @@ def fold3d(
     Raises as unfold3d.  Memory: the result; for 8- and 16-bit dtypes also a 32-bit copy of it, in which the sums run.
     Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.Fold.html
     """
-    return _fold(3, input, output_size, kernel_size, dilation, padding, stride)
+    image: Array = _fold(3, input, output_size, kernel_size, dilation, padding, stride)
+    return image
 
 
 unfold = unfold2d
 fold = fold2d
 
 
-def _unfold(rank: int, input: Any, kernel_size: Any, dilation: Any, padding: Any, stride: Any) -> AnyArray:
+def _unfold(rank: int, input: Any, kernel_size: Any, dilation: Any, padding: Any, stride: Any) -> Any:
     x = check_array("input", input)
     batch, channels, size = split_shape(f"unfold{rank}d", rank, x.shape)
     kernel = per_axis("kernel_size", kernel_size, rank, 1)
     problem = forward_problem(rank, (batch, channels, *size), (1, channels, *kernel), None, stride, padding, dilation)
+    shape = (*x.shape[: -rank - 1], channels * problem.taps, math.prod(problem.out_size))
+    if type(x) is DeviceArray:
+        from .cuda import columns as on_cuda
+
+        return on_cuda.unfold(x, problem, shape)
     image = x.reshape(batch, channels, *problem.in_size)
     columns = _zeros((batch, channels, *problem.kernel, *problem.out_size), x.dtype.newbyteorder("="))
     for blocks, cells in _reads(problem):
         columns[blocks] = image[cells]
-    return columns.reshape(*x.shape[: -rank - 1], channels * problem.taps, math.prod(problem.out_size))
+    return columns.reshape(shape)
 
 
-def _fold(rank: int, input: Any, output_size: Any, kernel_size: Any, dilation: Any, padding: Any, stride: Any) -> AnyArray:
+def _fold(rank: int, input: Any, output_size: Any, kernel_size: Any, dilation: Any, padding: Any, stride: Any) -> Any:
     x = check_array("input", input)
     if x.ndim not in (2, 3):
         raise ValueError(f"input must have 2 (unbatched) or 3 (batched) dimensions for fold{rank}d, got shape {shown_shape(x.shape)}")
@@ -122,12 +137,17 @@ def _fold(rank: int, input: Any, output_size: Any, kernel_size: Any, dilation: A
             f"input must have a column for each of {' * '.join(map(str, blocks_along))} = {math.prod(blocks_along)} blocks of an image "
             f"of size {size}, got shape {shown_shape(x.shape)}"
         )
+    shape = (*x.shape[:-2], channels, *size)
+    if type(x) is DeviceArray:
+        from .cuda import columns as on_cuda
+
+        return on_cuda.fold(x, problem, shape)
     columns = x.reshape(batch, channels, *problem.kernel, *problem.out_size)
     sums = _zeros((batch, channels, *problem.in_size), ELEMENTS[x.dtype.name].accumulator)
     with np.errstate(all="ignore"):
         for blocks, cells in _reads(problem):
             sums[cells] += columns[blocks]
-        return sums.reshape(*x.shape[:-2], channels, *size).astype(x.dtype.newbyteorder("="), copy=False)
+        return sums.reshape(shape).astype(x.dtype.newbyteorder("="), copy=False)
 
 
 def _reads(problem: Problem) -> Iterator[tuple[Any, Any]]:

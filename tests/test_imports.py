@@ -40,7 +40,7 @@ LAYERS = """
     cuda/dlpack cuda/launch cuda/ptx
     cuda/driver cuda/elements cuda/geometry
     cuda/arrays
-    cuda/copies cuda/sums
+    cuda/columns cuda/copies cuda/sums
     cuda/direct_weight
     cuda/direct
     cuda/algorithms cuda/memory
@@ -58,7 +58,7 @@ LAYERS = """
 """
 LEVEL = {name: level for level, names in enumerate(LAYERS.strip().splitlines()) for name in names.split()}
 # The side of a device, loaded inside a function when it is first asked for.
-UPWARDS = {("choose", "cpu"), ("choose", "cuda"), ("arrays", "cuda/arrays"), ("memory", "cuda/memory")}
+UPWARDS = {("choose", "cpu"), ("choose", "cuda"), ("arrays", "cuda/arrays"), ("memory", "cuda/memory"), ("columns", "cuda/columns")}
 COMMANDS = {"bench", "demo", "warmup", "__main__"}  # may look into cpu, to say what it compiles for
 LLVMLITE = {"copies", "elements", "filter_kernel", "halves", "simd", "target", "winograd_weight"}  # of cpu; cuda/ptx too
 # Optional packages, each imported in one place, inside a function.

@@ -1,0 +1,34 @@
+"""``pytest tests/cuda --gpu`` runs on this machine's GPU; without it on an emulated device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--gpu", action="store_true", help="run tests/cuda on the first GPU instead of the emulator")
+
+
+@pytest.fixture(scope="session")
+def gpu(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--gpu", default=False))
+
+
+@pytest.fixture(scope="session")
+def _session_device(gpu: bool) -> Any:
+    from .device import Emulated, Real
+
+    return Real() if gpu else Emulated()
+
+
+@pytest.fixture
+def device(_session_device: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The device under test, in the place of the driver where it is emulated."""
+    from numbaconv.cuda import driver
+
+    if _session_device.emulated:
+        monkeypatch.setattr(driver, "_driver", _session_device)
+    yield _session_device
