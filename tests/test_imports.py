@@ -19,10 +19,10 @@ HEAVY = ("numba", "llvmlite", "torch", "scipy", "dask", "matplotlib", "ml_dtypes
 LAYERS = """
     arguments grammar
     device padding problem
-    arrays
+    arrays axes
     layouts memory reference choose
     sample
-    cpu/axes cpu/compile cpu/halves cpu/target cpu/winograd_matrices
+    cpu/compile cpu/halves cpu/target cpu/winograd_matrices
     cpu/simd
     cpu/elements cpu/gemm cpu/layouts cpu/threads cpu/winograd_vectors
     cpu/copies cpu/winograd_transforms
@@ -42,7 +42,8 @@ LAYERS = """
     cuda/arrays
     cuda/columns cuda/copies cuda/sums
     cuda/direct_weight
-    cuda/direct
+    cuda/implicit_gemm_kernel
+    cuda/direct cuda/implicit_gemm
     cuda/algorithms cuda/memory
     cuda
     explanation

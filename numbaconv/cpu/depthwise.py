@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from ..arguments import PADDING_MODES
 from ..arrays import AnyArray
+from ..axes import Axis, axis_parts
 from ..choose import Accuracy
 from ..layouts import Layouts
 from ..problem import Problem, Triple
 from . import depthwise_tasks as tasks
-from .axes import Axis, axis_parts
 from .depthwise_kernel import PIXELS
 from .direct import Direct
 from .target import target

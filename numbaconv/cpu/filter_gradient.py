@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..arrays import ELEMENTS, AnyArray, storage_view
+from ..axes import Axis, Part, axis_parts
 from ..problem import Problem
-from .axes import Axis, Part, axis_parts
 from .direct import Direct
 from .filter_forward import FilterSetup
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
+from ..axes import Axis, Part, axis_parts, cut_where_taps_change, pixel_count, tap_count, taps_that_meet
 from ..problem import Problem
-from .axes import Axis, Part, axis_parts, cut_where_taps_change, pixel_count, tap_count, taps_that_meet
 from .elements import Kind, kind_of
 from .gemm import ROWS, TILE_ROWS, TILE_VECTORS
 from .target import target

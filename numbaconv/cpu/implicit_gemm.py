@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 
 from ..arguments import PADDING_MODES
 from ..arrays import ELEMENTS, AnyArray
+from ..axes import Line, Part, is_contiguous, merged, pixel_count, tap_count
 from ..choose import Accuracy
 from ..layouts import Layouts
 from ..problem import Problem
 from . import pack
-from .axes import Line, Part, is_contiguous, merged, pixel_count, tap_count
 from .compile import kernel
 from .direct import Direct
 from .elements import like, store_sums, store_sums_turned

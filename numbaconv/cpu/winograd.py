@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 
 from ..arguments import PADDING_MODES
 from ..arrays import ELEMENTS, AnyArray
+from ..axes import Line, axis_parts, merged
 from ..choose import Accuracy
 from ..layouts import Layouts
 from ..problem import Problem
 from . import winograd_tables as tables
-from .axes import Line, axis_parts, merged
 from .elements import NUMBERS
 from .gemm import TILE_ROWS, TILE_VECTORS
 from .pack_weight import pack_weight

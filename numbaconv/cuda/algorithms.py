@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from ..choose import Algorithm
 from .direct import Direct
+from .implicit_gemm import ImplicitGemm
 
-ALGORITHMS: tuple[Algorithm, ...] = (Direct(),)
+ALGORITHMS: tuple[Algorithm, ...] = (ImplicitGemm(), Direct())

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from numbaconv import Problem, reference
+from numbaconv.axes import UNIT_LINE, Line, merged, pixel_count, taps_that_meet
 from numbaconv.cpu import threads
-from numbaconv.cpu.axes import UNIT_LINE, Line, merged, pixel_count, taps_that_meet
 from numbaconv.cpu.elements import kind_of
 from numbaconv.cpu.gemm import TILE_ROWS, TILE_VECTORS
 from numbaconv.cpu.gemm_shape import DEPTH, MOST_PARTS, blocking

@@ -6,7 +6,7 @@ import itertools
 import math
 from typing import NamedTuple
 
-from ..problem import Problem
+from .problem import Problem
 
 
 class Axis(NamedTuple):

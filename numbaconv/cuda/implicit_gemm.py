@@ -1,0 +1,193 @@
+"""Implicit GEMM on a device in float32, for dense problems: sizes, packing and launches of :mod:`.implicit_gemm_kernel`.
+
+A forward convolution is one matrix product.  An input gradient is one for each remainder of the result's cells modulo the stride: those
+cells meet the same taps, without a zero between them.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from dataclasses import dataclass, replace
+
+from ..axes import Part, axis_parts, pixel_count, tap_count
+from ..choose import Accuracy
+from ..device import DeviceArray
+from ..layouts import Layouts
+from ..problem import Problem
+from .arrays import empty
+from .copies import strided_copy
+from .driver import MOST_BLOCKS, MOST_ROWS, Call, driver
+from .geometry import mode_of, numbers, too_long
+from .implicit_gemm_kernel import DEPTH, QUAD, Geometry, Tile, kernel
+
+MOST_PARTS = 64
+ITEM = 4  # bytes of float32
+# Products in a second, of the tile's sums with its padding.  Estimates: not yet measured.
+RATES = {Tile(4, 2, 2): 22e12, Tile(2, 2, 2): 20e12, Tile(2, 2, 1): 16e12, Tile(1, 4, 1): 14e12}
+LAUNCH_SECONDS = 4e-6
+
+
+class ImplicitGemm:
+    """The algorithm for dense problems in float32."""
+
+    name = "implicit_gemm"
+    accuracy: Accuracy = "definition"
+
+    def supports(self, problem: Problem) -> str | None:
+        p = problem
+        if p.dtype != "float32" or p.out_dtype != "float32":
+            return f"it computes float32, not {p.dtype}"
+        if p.direction == "weight_grad":
+            return "it computes results and gradients of the input, not of the weight"
+        if p.transposed:
+            return "an infinite weight must meet no zero where a gradient has no source"
+        if p.transposed and p.padding_mode != "zeros":
+            return f"gradients of {p.padding_mode} padding fold back onto the cells that were copied"
+        if p.source_channels == 0:
+            return "there are no channels to sum over"
+        if p.groups > MOST_ROWS:
+            return f"there are more than {MOST_ROWS} groups"
+        if p.transposed and math.prod(min(s, i) for s, i in zip(p.stride, p.in_size)) > MOST_PARTS:
+            return f"transposed with strides {p.stride} it falls into more than {MOST_PARTS} convolutions"
+        if math.prod(p.result_size) * (-(-p.result_channels // 32)) >= MOST_BLOCKS:
+            return "an image has too many results for one launch"
+        return too_long(p)
+
+    def cost(self, problem: Problem) -> float:
+        return self.setup(problem).seconds
+
+    def setup(self, problem: Problem) -> ImplicitGemmSetup:
+        return ImplicitGemmSetup(problem, min(RATES, key=lambda tile: ImplicitGemmSetup(problem, tile).seconds))
+
+
+@dataclass(frozen=True)
+class ImplicitGemmSetup:
+    """Forward or input gradient with one tile; ``pack`` returns one product's weight after the other, and the bias."""
+
+    problem: Problem
+    tile: Tile
+    workspace: int = 0
+
+    @functools.cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """The problem as dense products, one or one for each remainder modulo the stride of a gradient."""
+        a, b, c = (axis_parts(self.problem, axis) for axis in range(3))
+        return tuple(itertools.product(a, b, c))
+
+    @property
+    def channels(self) -> int:
+        """Source channels of a group."""
+        return self.problem.source_channels // self.problem.groups
+
+    @property
+    def rows(self) -> int:
+        """Result channels of a group."""
+        return self.problem.result_channels // self.problem.groups
+
+    @property
+    def padded_channels(self) -> int:
+        return _up(self.channels, QUAD)
+
+    @property
+    def padded_rows(self) -> int:
+        return _up(self.rows, self.tile.rows)
+
+    def _depth(self, part: Part) -> int:
+        """Steps of k, in whole tiles."""
+        return _up(tap_count(part) * self.padded_channels, DEPTH)
+
+    @property
+    def seconds(self) -> float:
+        """Estimated, of one image: its last tile of cells may hold cells of the next image."""
+        products = sum(self._depth(part) * pixel_count(part) for part in self.parts) * self.problem.groups * self.padded_rows
+        return LAUNCH_SECONDS * len(self.parts) + products / RATES[self.tile]
+
+    @functools.cached_property
+    def _starts(self) -> list[int]:
+        """Where each part's weight starts, in elements, and the end."""
+        sizes = [self.problem.groups * self._depth(part) * self.padded_rows for part in self.parts]
+        return list(itertools.accumulate(sizes, initial=0))
+
+    @property
+    def packed_bytes(self) -> int:
+        return (self._starts[-1] + self.problem.groups * self.padded_rows) * ITEM
+
+    def pack(self, weight: DeviceArray, bias: DeviceArray | None) -> tuple[DeviceArray, ...]:
+        p = self.problem
+        packed, added = empty((self._starts[-1],), "float32", weight), empty((p.groups, self.padded_rows), "float32", weight)
+        out, within, *along = weight.steps
+        of_row, of_channel = (within, out) if p.transposed else (out, within)
+        for start, part in zip(self._starts, self.parts):
+            taps, depth, row = [len(axis.taps) for axis in part], self._depth(part), self.padded_rows
+            whole, spare = taps[1] * taps[2] * self.padded_channels, depth - tap_count(part) * self.padded_channels
+            to = (depth * row, whole * row, taps[2] * self.padded_channels * row, self.padded_channels * row, row, 1)
+            if tap_count(part):
+                first = sum(axis.taps[0] * step for axis, step in zip(part, along))
+                spaced = [step * (axis.taps[1] - axis.taps[0] if len(axis.taps) > 1 else 0) for axis, step in zip(part, along)]
+                sizes, inside = (p.groups, *taps, self.padded_channels, row), (p.groups, *taps, self.channels, self.rows)
+                steps = (out * p.out_per_group, *spaced, of_channel, of_row)
+                strided_copy(_at(weight, first), _at(packed, start), sizes, steps, to, inside)
+            if spare:
+                end = start + (depth - spare) * row
+                strided_copy(packed, _at(packed, end), (p.groups, spare * row), (0, 0), (depth * row, 1), (0, 0))
+        if bias is None:
+            strided_copy(added, added, added.shape, (0, 0), added.steps, (0, 0))
+        else:
+            steps = (bias.steps[0] * self.rows, bias.steps[0])
+            strided_copy(bias, added, added.shape, steps, added.steps, (p.groups, self.rows))
+        return packed, added
+
+    def run(self, source: DeviceArray, packed: tuple[DeviceArray, ...], result: DeviceArray) -> None:
+        weight, bias = packed
+        most = self._most_images
+        for first in range(0, source.shape[0], most):
+            images = min(most, source.shape[0] - first)
+            read, written = source.pointer + first * source.strides[0], result.pointer + first * result.strides[0]
+            for call, start, at in self._calls(source, result, images, source.device, read % 16 == 0):
+                call(result.stream, read, weight.pointer + start, bias.pointer, written + at)
+
+    @functools.cached_property
+    def _most_images(self) -> int:
+        """Of one launch: cells and blocks are counted in 32 bits."""
+        cells = max(pixel_count(part) for part in self.parts)
+        return max(1, min(MOST_BLOCKS // cells, MOST_BLOCKS // (self.padded_rows // self.tile.rows) * self.tile.cells // cells) - 1)
+
+    @functools.cached_property
+    def _calls(self) -> Layouts[list[tuple[Call, int, int]]]:
+        """Of a layout: each part's launch, and where its weight and its result start, in bytes."""
+        return Layouts(self._prepared)
+
+    def _prepared(self, source: DeviceArray, result: DeviceArray, images: int, device: int, aligned: bool) -> list[tuple[Call, int, int]]:
+        last = aligned and self.channels % QUAD == 0 and source.strides[1] == ITEM
+        last = last and all(step % 16 == 0 for axis, (n, step) in enumerate(zip(source.shape, source.strides)) if n > 1 and axis != 1)
+        function = driver().function(kernel(self.tile, last, result.strides[1] == ITEM and self.rows > 1), device)
+        calls = []
+        for start, part in zip(self._starts, self.parts):
+            geometry = self._geometry(part, images, source.steps, result.steps)
+            blocks = -(-images * pixel_count(part) // self.tile.cells) * geometry.row_tiles
+            call = Call(function, (blocks, self.problem.groups, 1), 4, numbers([geometry]))
+            calls.append((call, start * ITEM, sum(axis.first * step for axis, step in zip(part, result.strides[2:]))))
+        return calls
+
+    def _geometry(self, part: Part, images: int, source: tuple[int, ...], result: tuple[int, ...]) -> Geometry:
+        p = self.problem
+        shifts = [axis.shifts[0] if axis.shifts else 0 for axis in part]
+        spacings = [axis.shifts[1] - axis.shifts[0] if len(axis.shifts) > 1 else 0 for axis in part]
+        fields = [
+            images, self.rows, self.padded_rows, self.padded_rows // self.tile.rows, self.channels, self.padded_channels,
+            self._depth(part) // DEPTH, mode_of(p),
+            *(axis.size for axis in part), *(axis.step for axis in part), *shifts, *spacings, *(len(axis.taps) for axis in part),
+            *p.source_size, *source, *result[:2], *(step * axis.stride for axis, step in zip(part, result[2:])),
+        ]  # fmt: skip
+        return Geometry(*fields)
+
+
+def _up(value: int, step: int) -> int:
+    return -(-value // step) * step
+
+
+def _at(array: DeviceArray, elements: int) -> DeviceArray:
+    """The array's memory from so many elements on; only its address is meant."""
+    return replace(array, pointer=array.pointer + elements * array.itemsize)
