@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -111,6 +112,11 @@ def copy_at(axis, position, mode, which):  # type: ignore[no-untyped-def]
             return types.int32(-which)
         return types.int32(size - 1 + which - (axis.low if position == 0 else 0))
     return types.int32(position - size) if which == 1 and position >= size - axis.low else types.int32(position + size)
+
+
+def named(name: str, fields: Sequence[str]) -> Any:
+    """A named tuple of numbers, whose fields are worked out."""
+    return namedtuple(name, fields)
 
 
 def numbers(parts: Sequence[Any]) -> list[int]:

@@ -59,6 +59,33 @@ def load(name: str, lanes: int = 1) -> Any:
 
 
 @functools.cache
+def load_where(name: str, lanes: int = 1) -> Any:
+    """``load_where(name, lanes)(address, taken)``: 1, 2 or 4 neighbours as a tuple; zeros, and nothing is read, where not taken."""
+    element, kind = STORED[name]
+    letter = {_F32: "f", _F64: "d"}.get(kind) or {16: "h", 32: "r", 64: "l"}[kind.width]
+    bits = _sizeof(kind) * 8
+    names = ["$0", "$1", "$2", "$3"][:lanes]
+    vector, group = f".v{lanes}" * (lanes > 1), ", ".join(names)
+    text = f"{{ .reg .pred p; setp.ne.u32 p, ${lanes + 1}, 0; "
+    text += "".join(f"mov.b{bits} {name}, 0; " for name in names)
+    text += f"@p ld.global.nc{vector}.b{bits} " + (f"{{{group}}}" if lanes > 1 else group) + f", [${lanes}]; }}"
+    constraints = ",".join([f"=&{letter}"] * lanes + ["l", "r"])
+
+    @intrinsic
+    def read(typing, address, taken):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            whole = kind if lanes == 1 else ir.LiteralStructType([kind] * lanes)
+            wanted = builder.zext(arguments[1], _I32)
+            value = _asm(builder, whole, [arguments[0], wanted], text, constraints, effect=False)
+            parts = [value] if lanes == 1 else [builder.extract_value(value, i) for i in range(lanes)]
+            return context.make_tuple(builder, signature.return_type, parts)
+
+        return types.UniTuple(element, lanes)(address, types.boolean), generate
+
+    return read
+
+
+@functools.cache
 def load_shared(name: str, lanes: int = 1) -> Any:
     """The same from shared memory."""
     return _loader(name, lanes, types.uint32, _SHARED)
@@ -132,6 +159,16 @@ def shared_address(typing, array):  # type: ignore[no-untyped-def]
     return types.uint32(array), generate
 
 
+@intrinsic
+def opaque(typing, address):  # type: ignore[no-untyped-def]
+    """The same global address, which the compiler does not take apart: what is added later stays an offset in the instruction."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return _asm(builder, _I64, arguments, "mov.b64 $0, $1;", "=l,l", effect=False)
+
+    return types.uint64(types.uint64), generate
+
+
 # ---- asynchronous copies from global to shared memory (sm_80 and later) -----------------------------------------------------
 @functools.cache
 def copy_async(size: int) -> Any:
@@ -186,6 +223,25 @@ def _convert(text: str, constraints: str, returned: Any, taken: Any, kind: ir.Ty
         return returned(taken), generate
 
     return convert
+
+
+@functools.cache
+def fma_where(name: str) -> Any:
+    """``fma_where(name)(a, b, c, taken)``: a * b + c in one rounding, or c as it is; of float32 or float64."""
+    element, kind = STORED[name]
+    letter, bits = {"float32": ("f", 32), "float64": ("d", 64)}[name]
+    text = f"{{ .reg .pred p; setp.ne.u32 p, $4, 0; @p fma.rn.f{bits} $0, $1, $2, $0; }}"
+
+    @intrinsic
+    def multiply_add(typing, a, b, c, taken):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            left, right, total, wanted = arguments
+            given = [left, right, total, builder.zext(wanted, _I32)]
+            return _asm(builder, kind, given, text, f"={letter},{letter},{letter},0,r", effect=False)
+
+        return element(element, element, element, types.boolean), generate
+
+    return multiply_add
 
 
 half_to_float = _convert("cvt.f32.f16 $0, $1;", "=f,h", types.float32, types.uint16, _F32)

@@ -1,0 +1,164 @@
+"""Depthwise convolution and its input gradient on a device: one source channel for a result; see ``depthwise_kernels``."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+from ..choose import Accuracy
+from ..device import DeviceArray
+from ..layouts import Layouts
+from ..problem import Problem, itemsize
+from . import depthwise_kernels as k
+from .arrays import empty
+from .copies import copy, strided_copy
+from .driver import MOST_ROWS, Call, driver
+from .elements import element
+from .geometry import mode_of, numbers, too_long
+
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+MOST_TAPS = 121  # of a plane of the kernel: more do not stay in registers
+MOST_SPAN = 40  # cells of a row that a thread holds
+MOST_STRIDE = 4
+RESIDENT = 64  # registers for the taps of all lanes
+
+# The cost model: rates of one H100.
+BYTES_PER_SECOND = 2.5e12
+INSTRUCTIONS_PER_SECOND = 2.5e13  # of a thread
+LAUNCH_SECONDS = 4e-6
+
+
+class Depthwise:
+    """The algorithm for one channel a group."""
+
+    name = "depthwise"
+    accuracy: Accuracy = "definition"
+
+    def supports(self, problem: Problem) -> str | None:
+        p = problem
+        if p.direction == "weight_grad":
+            return "it computes results and gradients of the input, not of the weight"
+        if p.dtype not in DTYPES:
+            return f"it computes {', '.join(DTYPES)}, not {p.dtype}"
+        if p.in_per_group != 1 or (p.out_per_group != 1 and p.transposed):
+            return "it sums one source channel for a result"
+        if p.transposed and p.padding_mode != "zeros":
+            return f"gradients of {p.padding_mode} padding fold back onto the cells that were copied"
+        form = form_of(p, 1, False, True)
+        if p.kernel[1] * p.kernel[2] > MOST_TAPS or form.reach(1)[1] > MOST_SPAN or max(p.stride[1:]) > MOST_STRIDE:
+            return f"it takes up to {MOST_TAPS} taps a plane, strides up to {MOST_STRIDE} and rows of up to {MOST_SPAN} cells a thread"
+        if threads_of(p, form) >= 2**31:
+            return "an image has 2**31 or more results"
+        return too_long(p)
+
+    def cost(self, problem: Problem) -> float:
+        p = problem.per_image
+        form = form_of(p, 1, False, True)
+        cells = form.reach(0)[1] * form.reach(1)[1] * p.kernel[0]
+        each = 60 + cells * 4 + form.rows * form.columns * (p.taps + 4)
+        return LAUNCH_SECONDS + max(p.bytes / BYTES_PER_SECOND, threads_of(p, form) * each / INSTRUCTIONS_PER_SECOND)
+
+    def setup(self, problem: Problem) -> DepthwiseSetup:
+        return DepthwiseSetup(problem)
+
+
+def form_of(p: Problem, lanes: int, by_channel: bool, unit: bool) -> k.Form:
+    """The kernel for a problem and a layout; results of a thread do not depend on either but in number."""
+    _, kh, kw = p.kernel
+    stride, transposed = (p.stride[1], p.stride[2]), p.transposed
+    rows, columns = (8, 2 if kw >= 5 else 1) if lanes == 1 else (4, 2)
+    if kh * kw > 64:
+        rows = 4
+    if kh == 1:
+        rows, columns = 1, 4 if lanes == 1 else 2
+    if transposed:  # whole steps of the stride
+        rows, columns = (-(-n // s) * s for n, s in zip((rows, columns), stride))
+    elif max(stride) > 1 and kh > 1:
+        rows = 4
+    return k.Form(
+        p.dtype, transposed, (kh, kw), stride, (p.dilation[1], p.dilation[2]), rows, columns, lanes, by_channel, unit,
+        mapped=p.padding_mode != "zeros", multiplies=p.out_per_group > 1,
+    )  # fmt: skip
+
+
+def _firsts(p: Problem) -> tuple[int, int]:
+    """Results before the first with which columns of threads start, along h and w."""
+    h, w = (lo % s if p.transposed else 0 for (lo, _), s in zip(p.padding[1:], p.stride[1:]))
+    return h, w
+
+
+def _groups(p: Problem, form: k.Form) -> tuple[int, int]:
+    """Threads along h and w."""
+    h, w = (-(-(n + first) // each) for n, first, each in zip(p.result_size[1:], _firsts(p), (form.rows, form.columns)))
+    return h, w
+
+
+def threads_of(p: Problem, form: k.Form) -> int:
+    """Threads for one image."""
+    return p.result_channels // form.lanes * p.result_size[0] * math.prod(_groups(p, form))
+
+
+@dataclass(frozen=True)
+class DepthwiseSetup:
+    """The weight is packed as (taps, channels) in the accumulator's dtype."""
+
+    problem: Problem
+    workspace: int = 0
+
+    @property
+    def packed_bytes(self) -> int:
+        p = self.problem
+        return p.out_channels * p.taps * itemsize(element(p.dtype).accumulator) + p.result_channels * p.bias * itemsize(p.dtype)
+
+    def pack(self, weight: DeviceArray, bias: DeviceArray | None) -> tuple[DeviceArray, ...]:
+        p = self.problem
+        packed = empty((*p.kernel, p.out_channels), element(p.dtype).accumulator, weight)
+        strided_copy(weight, packed, packed.shape, (*weight.steps[2:], weight.steps[0]), packed.steps)
+        if bias is None:
+            return (packed,)
+        added = empty(bias.shape, p.dtype, weight)
+        copy(bias, added)
+        return packed, added
+
+    def run(self, source: DeviceArray, packed: tuple[DeviceArray, ...], result: DeviceArray) -> None:
+        weight, bias = packed[0], packed[1].pointer if len(packed) > 1 else 0
+        aligned = source.pointer % 16 == 0 and result.pointer % 16 == 0
+        call = self._calls(source, result, aligned, source.device)
+        call(result.stream, source.pointer, weight.pointer, bias, result.pointer)
+
+    @functools.cached_property
+    def _calls(self) -> Layouts[Call]:
+        return Layouts(self._prepared)
+
+    def _prepared(self, source: DeviceArray, result: DeviceArray, aligned: bool, device: int) -> Call:
+        p = self.problem
+        form = self.form(source, result, aligned)
+        function = driver().function(k.kernel(form), device)
+        grid = (-(-threads_of(p, form) // k.THREADS), min(source.shape[0], MOST_ROWS), 1)
+        return Call(function, grid, 4, numbers([geometry(p, form, source.shape[0], source.strides, result.strides)]))
+
+    def form(self, source: DeviceArray, result: DeviceArray, aligned: bool) -> k.Form:
+        p, size = self.problem, source.itemsize
+        by_channel = source.strides[1] == result.strides[1] == size and p.result_channels > 1 and p.result_size != (1, 1, 1)
+        lanes = 1
+        if by_channel and aligned and p.out_per_group == 1 and p.dtype != "float64":
+            steps = [step for a in (source, result) for axis, step in enumerate(a.strides) if axis != 1 and a.shape[axis] > 1]
+            steps.append(p.result_channels * size)
+            taps = p.kernel[1] * p.kernel[2]
+            lanes = next(n for n in (4, 2, 1) if n == 1 or (taps * n <= RESIDENT and all(step % (n * size) == 0 for step in steps)))
+        return form_of(p, lanes, by_channel, source.strides[4] == size)
+
+
+def geometry(p: Problem, form: k.Form, batch: int, source: tuple[int, ...], result: tuple[int, ...]) -> k.Geometry:
+    """The numbers of the kernel; ``source`` and ``result`` are strides in bytes."""
+    rows, columns = _groups(p, form)
+    first = _firsts(p)
+    vectors = p.result_channels // form.lanes
+    digits = (vectors, columns, rows) if form.by_channel else (columns, rows, p.result_size[0])
+    magic, shift = zip(*map(k.divisor, digits))
+    return k.Geometry(
+        batch, mode_of(p), p.bias, 1 if p.transposed else p.out_per_group, p.kernel[0], p.stride[0], p.dilation[0],
+        *p.source_size, *p.result_size, *(lo for lo, _ in p.padding), *first, *source[3:], *result[3:],
+        threads_of(p, form), *digits, *magic, *shift, p.out_channels, *source[:3], *result[:3],
+    )  # fmt: skip
