@@ -111,6 +111,16 @@ def test_offsets_beyond_32_bits() -> None:
         launch(kernel(text.format("mov.u32 %r1, 0x80000000; cvt.s64.s32 %d2, %r1;")), [address], 1, 32, memory=memory)
 
 
+def test_a_read_only_load_of_what_was_stored() -> None:
+    load = "mov.u32 %r2, {}; mad.wide.u32 %d2, %r2, 4, %d0; ld.global{}.f32 %f1, [%d2];"
+    store = "st.global.f32 [%d1], 0f3F800000;"
+    write_at(f"{load.format(3, '.nc')} {store}", 64)
+    write_at(f"{store} {load.format(3, '')}", 64)
+    write_at(f"{store} {load.format(40, '.nc')}", 64)
+    with pytest.raises(Fault, match="stored what is loaded through the read-only cache"):
+        write_at(f"{store} {load.format(3, '.nc')}", 64)
+
+
 def test_every_width() -> None:
     source = np.arange(256, dtype=np.uint8)
     text = """

@@ -10,7 +10,7 @@ races between blocks, and the order in which other threads see writes that no ba
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from .parse import DTYPES
 from .program import Mask, Program, Slot
 
 WARP = 32
-LANES = 2048  # of a team, in whole blocks: enough to make the cost of a NumPy call small beside its work
+LANES = 2048  # of a wave, from as many blocks as that takes: enough to make the cost of a NumPy call small beside its work
 ENDLESS = 1_000_000  # basic blocks that a wave may run
 SHARED_WINDOW, LOCAL_WINDOW = 1 << 48, 1 << 49  # where shared and local memory lie among the generic addresses
 Dim = tuple[int, int, int]
@@ -62,27 +62,30 @@ def launch(
     warps = list(range(-(-threads // WARP)))
     together = len(warps) if order == "together" else min(program.warps_together, len(warps))
     groups = [warps[at : at + together] for at in range(0, len(warps), together)]
+    shuffle = None
     if order == "reverse":
         blocks.reverse()
         groups.reverse()
     elif order.startswith("random:"):
         shuffle = random.Random(int(order.partition(":")[2])).shuffle
         shuffle(blocks)
-        shuffle(groups)
     elif order not in ("forward", "together"):
         raise ValueError(f"order is forward, reverse, random:SEED or together, not {order!r}")
     addresses = _place_globals(program, memory)
     parameters = _parameter_bytes(program, values)
-    size = max(1, LANES // (len(warps) * WARP))
-    with np.errstate(all="ignore"):
-        team = None
-        for start in range(0, len(blocks), size):
-            part = blocks[start : start + size]
-            if team is None or team.count != len(part):
-                team = Team(program, len(part), groups, block, grid, shared_bytes, memory, parameters, addresses)
-            team.run(part)
-    for address in addresses.values():
-        memory.free(address)
+    size = max(1, LANES // (together * WARP))
+    memory.stored = None
+    try:
+        with np.errstate(all="ignore"):
+            team = None
+            for start in range(0, len(blocks), size):
+                part = blocks[start : start + size]
+                if team is None or team.count != len(part):
+                    team = Team(program, len(part), groups, block, grid, shared_bytes, memory, parameters, addresses)
+                team.run(part, shuffle)
+    finally:
+        for address in addresses.values():
+            memory.free(address)
 
 
 def _three(sizes: int | Sequence[int]) -> Dim:
@@ -147,13 +150,16 @@ class Team:
         self.barriers: dict[Any, Any] = {}  # mbarrier objects, by (block, address)
         self.waves = [Wave(self, warps) for warps in groups]
 
-    def run(self, blocks: list[Dim]) -> None:
+    def run(self, blocks: list[Dim], shuffle: Callable[[list[Wave]], None] | None) -> None:
+        """Run the blocks to their end; ``shuffle`` reorders the waves anew after each barrier."""
         self.blocks = blocks
         self.barriers.clear()
         self.shared.bytes[...] = POISON
         for wave in self.waves:
             wave.start(blocks)
         while True:
+            if shuffle is not None:
+                shuffle(self.waves)
             for wave in self.waves:
                 wave.run()
             if not any(wave.parked for wave in self.waves):

@@ -46,6 +46,7 @@ class Memory:
     def __init__(self, size: int = 1 << 28) -> None:
         self.arena = Arena(size)
         self.tensor_maps: dict[int, Any] = {}  # what a kernel names by these addresses (tensorcores.TensorMap)
+        self.stored: np.ndarray | None = None  # which bytes the running launch has stored; None: none yet
         self._size = size
         self._top = RED_ZONE
         self._starts: list[int] = []  # offsets of the live allocations, ascending
@@ -95,6 +96,11 @@ class Memory:
         dtype = np.dtype(dtype)
         count = int(np.prod(shape, dtype=np.int64))
         return self.view(address, count * dtype.itemsize).copy().view(dtype).reshape(shape)
+
+    def mark_stored(self, offsets: np.ndarray, nbytes: int) -> None:
+        if self.stored is None:
+            self.stored = np.zeros(self.arena.bytes.size, np.bool_)
+        self.stored[offsets[:, None] + np.arange(nbytes)] = True
 
     def _inside(self, start: int, stop: int) -> None:
         at = bisect_right(self._starts, start) - 1

@@ -14,7 +14,8 @@ from .parse import DTYPES, Instruction, Unsupported, inner, number
 from .program import Mask, Program, Run
 
 SPACES = ("global", "shared", "local", "const")
-# What a cache or the memory order does with an access is not modelled: each is seen at once by the lanes that run after it.
+# What a cache or the memory order does with an access is not modelled: each is seen at once by the lanes that run after it.  But a load
+# through the read-only cache (.nc) of what the same launch has stored is a fault.
 HINTS = {"nc", "ca", "cg", "cs", "lu", "cv", "wb", "wt", "volatile", "weak", "relaxed", "acquire", "release", "acq_rel"}
 HINTS |= {"cta", "gpu", "sys"}
 
@@ -97,14 +98,22 @@ def _load(program: Program, i: Instruction) -> Run:
     names, kind, space = inner(i.operands[0]), i.type, _space(i)
     width = DTYPES[kind].itemsize
     bits = f"b{8 * width}"
-    extends = DTYPES[kind].kind == "i"
+    extends, read_only = DTYPES[kind].kind == "i", "nc" in i.opcode
     targets = [program.written(name, kind if extends else bits, i) for name in names]
     address = addressing(program, i.operands[1], i)
     count = len(names)
 
     def run(wave: Wave, mask: Mask) -> None:
         active = _active(wave, mask)
-        arena, offsets = place(wave, space, address(wave, active), width * count, wave.lane_index[active])
+        lanes = wave.lane_index[active]
+        addresses = address(wave, active)
+        arena, offsets = place(wave, space, addresses, width * count, lanes)
+        if (
+            read_only
+            and (stored := wave.team.memory.stored) is not None
+            and (bad := stored[offsets] | stored[offsets + width * count - 1]).any()
+        ):
+            _refuse(wave, lanes, addresses, bad, "this launch has stored what is loaded through the read-only cache,")
         words = arena.words(width, count)[offsets // (width * count)]
         if extends:
             words = words.view(f"i{width}")
@@ -142,6 +151,8 @@ def _store(program: Program, i: Instruction) -> Run:
         active = _active(wave, mask)
         arena, offsets = place(wave, space, address(wave, active), width * count, wave.lane_index[active])
         words, at = arena.words(width, count), offsets // (width * count)
+        if arena is wave.team.memory.arena:
+            wave.team.memory.mark_stored(offsets, width * count)
         values = [wave.r[source][active].view(words.dtype) for source in sources]
         words[at] = values[0] if count == 1 else np.stack(values, axis=1)
 
