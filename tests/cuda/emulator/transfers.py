@@ -108,12 +108,10 @@ def _load(program: Program, i: Instruction) -> Run:
         lanes = wave.lane_index[active]
         addresses = address(wave, active)
         arena, offsets = place(wave, space, addresses, width * count, lanes)
-        if (
-            read_only
-            and (stored := wave.team.memory.stored) is not None
-            and (bad := stored[offsets] | stored[offsets + width * count - 1]).any()
-        ):
-            _refuse(wave, lanes, addresses, bad, "this launch has stored what is loaded through the read-only cache,")
+        if read_only and (stored := wave.team.memory.stored) is not None:
+            bad = stored[offsets] | stored[offsets + width * count - 1]
+            if bad.any():
+                _refuse(wave, lanes, addresses, bad, "this launch has stored what is loaded through the read-only cache,")
         words = arena.words(width, count)[offsets // (width * count)]
         if extends:
             words = words.view(f"i{width}")
