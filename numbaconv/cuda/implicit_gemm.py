@@ -19,6 +19,7 @@ from ..problem import Problem
 from .arrays import empty
 from .copies import strided_copy
 from .driver import MOST_BLOCKS, MOST_ROWS, Call, driver
+from .finite import find_not_finite
 from .geometry import mode_of, numbers, too_long
 from .implicit_gemm_kernel import DEPTH, QUAD, Geometry, Tile, kernel
 
@@ -41,8 +42,6 @@ class ImplicitGemm:
             return f"it computes float32, not {p.dtype}"
         if p.direction == "weight_grad":
             return "it computes results and gradients of the input, not of the weight"
-        if p.transposed:
-            return "an infinite weight must meet no zero where a gradient has no source"
         if p.transposed and p.padding_mode != "zeros":
             return f"gradients of {p.padding_mode} padding fold back onto the cells that were copied"
         if p.source_channels == 0:
@@ -64,7 +63,8 @@ class ImplicitGemm:
 
 @dataclass(frozen=True)
 class ImplicitGemmSetup:
-    """Forward or input gradient with one tile; ``pack`` returns one product's weight after the other, and the bias."""
+    """Forward or input gradient with one tile; ``pack`` returns one product's weight after the other, the bias, and whether the
+    weight of a gradient is not finite."""
 
     problem: Problem
     tile: Tile
@@ -112,7 +112,7 @@ class ImplicitGemmSetup:
 
     @property
     def packed_bytes(self) -> int:
-        return (self._starts[-1] + self.problem.groups * self.padded_rows) * ITEM
+        return (self._starts[-1] + self.problem.groups * self.padded_rows + self.problem.transposed) * ITEM
 
     def pack(self, weight: DeviceArray, bias: DeviceArray | None) -> tuple[DeviceArray, ...]:
         p = self.problem
@@ -137,16 +137,16 @@ class ImplicitGemmSetup:
         else:
             steps = (bias.steps[0] * self.rows, bias.steps[0])
             strided_copy(bias, added, added.shape, steps, added.steps, (p.groups, self.rows))
-        return packed, added
+        return (packed, added, find_not_finite(packed)) if p.transposed else (packed, added)
 
     def run(self, source: DeviceArray, packed: tuple[DeviceArray, ...], result: DeviceArray) -> None:
-        weight, bias = packed
+        weight, bias, flag = packed[0], packed[1], packed[2].pointer if len(packed) > 2 else 0
         most = self._most_images
         for first in range(0, source.shape[0], most):
             images = min(most, source.shape[0] - first)
             read, written = source.pointer + first * source.strides[0], result.pointer + first * result.strides[0]
             for call, start, at in self._calls(source, result, images, source.device, read % 16 == 0):
-                call(result.stream, read, weight.pointer + start, bias.pointer, written + at)
+                call(result.stream, read, weight.pointer + start, bias.pointer, written + at, flag)
 
     @functools.cached_property
     def _most_images(self) -> int:
@@ -162,12 +162,12 @@ class ImplicitGemmSetup:
     def _prepared(self, source: DeviceArray, result: DeviceArray, images: int, device: int, aligned: bool) -> list[tuple[Call, int, int]]:
         last = aligned and self.channels % QUAD == 0 and source.strides[1] == ITEM
         last = last and all(step % 16 == 0 for axis, (n, step) in enumerate(zip(source.shape, source.strides)) if n > 1 and axis != 1)
-        function = driver().function(kernel(self.tile, last, result.strides[1] == ITEM and self.rows > 1), device)
+        function = driver().function(kernel(self.tile, last, result.strides[1] == ITEM and self.rows > 1, self.problem.transposed), device)
         calls = []
         for start, part in zip(self._starts, self.parts):
             geometry = self._geometry(part, images, source.steps, result.steps)
             blocks = -(-images * pixel_count(part) // self.tile.cells) * geometry.row_tiles
-            call = Call(function, (blocks, self.problem.groups, 1), 4, numbers([geometry]))
+            call = Call(function, (blocks, self.problem.groups, 1), 5, numbers([geometry]))
             calls.append((call, start * ITEM, sum(axis.first * step for axis, step in zip(part, result.strides[2:]))))
         return calls
 

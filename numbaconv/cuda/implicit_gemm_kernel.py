@@ -53,7 +53,7 @@ class Tile(NamedTuple):
         return (512 if self.quads == 2 else 768) // self.threads
 
     def __str__(self) -> str:
-        return f"{self.rows}x{self.cells}_{self.threads}"
+        return f"{self.rows}x{self.cells}-{self.threads}"
 
 
 class Geometry(NamedTuple):
@@ -98,7 +98,7 @@ class Geometry(NamedTuple):
 
 
 _GEOMETRY = types.NamedTuple((types.int32,) * 26 + (types.int64,) * 10, Geometry)
-_SIGNATURE = (types.uint64,) * 4 + (_GEOMETRY,)
+_SIGNATURE = (types.uint64,) * 5 + (_GEOMETRY,)
 
 _copy4, _copy16 = ptx.copy_async(4), ptx.copy_async(16)
 _wait_all = ptx.wait_async(0)
@@ -106,6 +106,7 @@ _load, _load4 = ptx.load("float32"), ptx.load("float32", 4)
 _store = ptx.store("float32")
 _shared, _shared4 = ptx.load_shared("float32"), ptx.load_shared("float32", 4)
 _put, _put4 = ptx.store_shared("float32"), ptx.store_shared("float32", 4)
+_flag = ptx.load("int32")
 _offset = ptx.load_shared("int64")
 _put_offset = ptx.store_shared("int64")
 _NOWHERE = -(2**63)  # the offset of no cell
@@ -246,13 +247,44 @@ def _write(tile: Tile, channels_last: bool) -> Any:
     return write_channels if channels_last else write_cells
 
 
+@_device
+def _sum_defined(source, weight, bias, result, group, first_row, first_cell, tile_rows, tile_cells, g):  # type: ignore[no-untyped-def]
+    """A block's results one by one, without the products that no source cell has a part in: slow, for weights that are not finite."""
+    at = int32(cuda.threadIdx.x)
+    while at < int32(tile_rows * tile_cells):
+        row = int32(first_row + at // int32(tile_cells))
+        image, d, h, w = _place(uint32(first_cell + uint32(at % int32(tile_cells))), g)
+        if row < g.rows and image < g.images:
+            origin = int64(image) * g.source_image + int64(group) * int64(g.channels) * g.source_channel
+            weights = int64(weight) + (int64(group) * int64(g.tiles) * DEPTH * int64(g.padded_rows) + int64(row)) * 4
+            total = float32(0)
+            for i in range(g.taps_d):
+                for j in range(g.taps_h):
+                    for k in range(g.taps_w):
+                        z = int32(d * g.step_d + g.shift_d + int32(i) * g.spacing_d)
+                        y = int32(h * g.step_h + g.shift_h + int32(j) * g.spacing_h)
+                        offset, inside = _source_offset(z, y, int32(w * g.step_w + g.shift_w + int32(k) * g.spacing_w), g)
+                        if inside:
+                            for c in range(g.channels):
+                                value = _load(uint64(int64(source) + (origin + offset + int64(c) * g.source_channel) * 4))
+                                total = cuda.fma(_load(uint64(weights + int64(c) * int64(g.padded_rows) * 4)), value, total)
+                        weights += int64(g.padded_channels) * int64(g.padded_rows) * 4
+            to = int64(image) * g.result_image + int64(d) * g.result_d + int64(h) * g.result_h + int64(w) * g.result_w
+            to += (int64(group) * int64(g.rows) + int64(row)) * g.result_channel
+            more = _load(uint64(int64(bias) + (int64(group) * int64(g.padded_rows) + int64(row)) * 4))
+            _store(uint64(int64(result) + to * 4), float32(total + more))
+        at += int32(cuda.blockDim.x)
+
+
 @functools.cache
-def kernel(tile: Tile, channels_last_source: bool, channels_last_result: bool) -> launch.Kernel:
-    """The kernel of a tile.
+def kernel(tile: Tile, channels_last_source: bool, channels_last_result: bool, transposed: bool) -> launch.Kernel:
+    """The kernel of a tile; its addresses are those of source, packed weight, packed bias, result, and of a flag.
 
     channels_last_source : the channels of the source follow one another and their count is a multiple of four at addresses of a multiple
         of 16 bytes: a quad is one load, and is transposed on its way into shared memory.  Otherwise any strides, four copies a quad.
     channels_last_result : neighbouring threads write neighbouring channels, otherwise neighbouring cells; right for any strides.
+    transposed : of an input gradient, where zeros that stand for no source cell are multiplied only while the weight is finite: where the
+        flag, an int32, is not 0, each result is the sum of the products that the definition has.
     """
     ROWS, CELLS, THREADS, ROW_WARPS = tile.rows, tile.cells, tile.threads, tile.row_warps
     SUMS, ROW_TILE, CELL_TILE = 32 * tile.quads, 4 * DEPTH * ROWS, 4 * DEPTH * CELLS  # the staged tiles in bytes
@@ -265,10 +297,13 @@ def kernel(tile: Tile, channels_last_source: bool, channels_last_result: bool) -
     STAGE = 4 * 8 * _PITCH if channels_last_result else 4 * 4 * WARP_CELLS  # bytes
     multiply, write = _multiply(tile), _write(tile, channels_last_result)
 
-    def implicit_gemm(source, weight, bias, result, g):  # type: ignore[no-untyped-def]
+    def implicit_gemm(source, weight, bias, result, flag, g):  # type: ignore[no-untyped-def]
         thread, block, group = int32(cuda.threadIdx.x), uint32(cuda.blockIdx.x), int32(cuda.blockIdx.y)
         cell_tile = uint32(block // uint32(g.row_tiles))
         first_row = int32((block - cell_tile * uint32(g.row_tiles)) * uint32(ROWS))
+        if transposed and _flag(flag) != int32(0):
+            _sum_defined(source, weight, bias, result, group, first_row, uint32(cell_tile * uint32(CELLS)), ROWS, CELLS, g)
+            return
         staged_rows = ptx.shared_address(cuda.shared.array(STAGED, float32, 16))
         staged_cells = uint32(staged_rows + uint32(2 * ROW_TILE))
         offsets = ptx.shared_address(cuda.shared.array(CELLS, int64))
@@ -356,5 +391,6 @@ def kernel(tile: Tile, channels_last_source: bool, channels_last_result: bool) -
         stage = uint32(staged_rows + uint32(warp * int32(STAGE)))
         write(sums, stage, uint32(offsets + uint32(warp_cell * 8)), lane, to, step, int32(g.rows - row))
 
-    name = f"implicit_gemm_{tile}{'_from_last' if channels_last_source else ''}{'_to_last' if channels_last_result else ''}"
+    kinds = ("-from-last" * channels_last_source, "-to-last" * channels_last_result, "-transposed" * transposed)
+    name = f"implicit-gemm-{tile}{''.join(kinds)}"
     return launch.Kernel(name, implicit_gemm, _SIGNATURE, THREADS, tile.blocks)
