@@ -12,6 +12,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--gpu", action="store_true", help="run tests/cuda on the first GPU instead of the emulator")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "gpu: needs a GPU, and --gpu")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--gpu", default=False):
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU: pytest tests/cuda --gpu"))
+
+
 @pytest.fixture(scope="session")
 def gpu(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--gpu", default=False))
