@@ -41,9 +41,8 @@ LAYERS = """
     cuda/driver cuda/elements cuda/geometry
     cuda/arrays
     cuda/columns cuda/copies cuda/sums
-    cuda/direct_weight
-    cuda/implicit_gemm_kernel
-    cuda/direct cuda/implicit_gemm
+    cuda/direct_weight cuda/finite cuda/implicit_gemm_kernel cuda/depthwise_kernels cuda/weight_kernels
+    cuda/depthwise cuda/direct cuda/implicit_gemm cuda/weight_grad
     cuda/algorithms cuda/memory
     cuda
     explanation
