@@ -7,7 +7,7 @@ import importlib.util
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,16 +75,27 @@ def check_array(name: str, value: Any) -> Any:
 def _on_a_device(name: str, value: Any) -> DeviceArray | None:
     """The array on a CUDA device that ``value`` is; recognised without importing anything where it is none."""
     kind = type(value)
-    if isinstance(value, np.generic | np.ndarray) or not _may_live_on_a_device(kind, value):
-        return None
-    if importlib.util.find_spec("numba_cuda") is None:
-        raise TypeError(
-            f"{name} must be a numpy.ndarray where numba-cuda is not installed, got {_kind(kind)}: install numbaconv[cuda13] or "
-            f"numbaconv[cuda12], or {_instead(name, value)}"
-        )
-    from .cuda.arrays import view
+    read = _readers.get(kind)
+    if read is None:
+        if isinstance(value, np.generic | np.ndarray) or not _may_live_on_a_device(kind, value):
+            return None
+        if not _has_cuda_packages():
+            raise TypeError(
+                f"{name} must be a numpy.ndarray where numba-cuda is not installed, got {_kind(kind)}: install numbaconv[cuda13] or "
+                f"numbaconv[cuda12], or {_instead(name, value)}"
+            )
+        from .cuda.arrays import reader
 
-    return view(name, value)
+        read = _readers[kind] = reader(kind)
+    return read(name, value)
+
+
+_readers: dict[type, Callable[[str, Any], DeviceArray | None]] = {}
+
+
+@functools.cache
+def _has_cuda_packages() -> bool:
+    return importlib.util.find_spec("numba_cuda") is not None
 
 
 def _may_live_on_a_device(kind: type, value: Any) -> bool:
@@ -95,13 +106,21 @@ def _may_live_on_a_device(kind: type, value: Any) -> bool:
 
 def check_alike(first: str, a: Any, second: str, b: Any) -> None:
     """Both in the same memory (TypeError for host and device, ValueError for two devices) and of one dtype (TypeError)."""
-    if place_of(a) != place_of(b):
-        error = TypeError if "host" in place_of(a) + place_of(b) else ValueError
+    if device_number(a) != device_number(b):
+        error = TypeError if HOST in (device_number(a), device_number(b)) else ValueError
         raise error(f"{second} must live where {first} does, got {first} in {place_of(a)} and {second} in {place_of(b)}: copy one of them")
     if name_of(a) != name_of(b):
         raise TypeError(
             f"{second} must have the dtype of {first}, got {first} {name_of(a)} and {second} {name_of(b)}: convert one of them with .astype"
         )
+
+
+HOST = -1
+
+
+def device_number(array: Any) -> int:
+    """The CUDA device that an array lives on, or HOST."""
+    return array.device if type(array) is DeviceArray else HOST
 
 
 def place_of(array: Any) -> str:
@@ -148,9 +167,9 @@ def check_out_dtype(out_dtype: Any, dtype: str) -> str:
 def check_out(out: Any, shape: Sequence[int], dtype: str, arguments: dict[str, Any]) -> Any:
     """``out`` (or its :class:`DeviceArray`) when the result can be written into it; nothing of it has been touched when this refuses."""
     result: Any = out if type(out) is np.ndarray or type(out) is np.memmap else _on_a_device("out", out)
-    place = place_of(next(iter(arguments.values())))
-    if result is None or place_of(result) != place:
-        wanted = "a numpy.ndarray" if place == "host memory" else f"an array in {place}"
+    first = next(iter(arguments.values()))
+    if result is None or device_number(result) != device_number(first):
+        wanted = f"an array in {place_of(first)}" if type(first) is DeviceArray else "a numpy.ndarray"
         raise TypeError(f"out must be {wanted} or None, got {_kind(type(out))}{'' if result is None else f' in {place_of(result)}'}")
     if name_of(result) != dtype:
         raise TypeError(f"out must have dtype {dtype}, got {name_of(result)}")
@@ -158,10 +177,10 @@ def check_out(out: Any, shape: Sequence[int], dtype: str, arguments: dict[str, A
         raise ValueError(f"out must have native byte order, got dtype {result.dtype.str}")
     if result.shape != tuple(shape):
         raise ValueError(f"out must have shape {shown_shape(shape)}, got {shown_shape(result.shape)}")
-    if not (result.writeable if type(result) is DeviceArray else result.flags.writeable):
+    on_device = type(result) is DeviceArray
+    if not (result if on_device else result.flags).writeable:
         raise ValueError("out must be writeable, got a read-only array")
-    aligned = type(result) is DeviceArray or result.flags.aligned
-    if not aligned or any(step % result.itemsize for step in result.strides):
+    if not on_device and (not result.flags.aligned or any(step % result.itemsize for step in result.strides)):
         raise ValueError(f"out must be aligned to its itemsize {result.itemsize}, got strides {result.strides}")
     if overlaps_itself(result):
         raise ValueError(f"out must not overlap itself, got shape {shown_shape(result.shape)} with strides {result.strides}")
@@ -173,10 +192,14 @@ def check_out(out: Any, shape: Sequence[int], dtype: str, arguments: dict[str, A
 
 def overlaps_itself(array: Any) -> bool:
     """Whether two elements may share memory; True where the simple test cannot exclude it."""
-    if array.size == 0:
+    return _overlaps_itself(array.shape, array.strides, array.itemsize)
+
+
+@functools.lru_cache(maxsize=1024)
+def _overlaps_itself(shape: tuple[int, ...], strides: tuple[int, ...], reach: int) -> bool:
+    if 0 in shape:
         return False
-    reach = array.itemsize
-    for step, n in sorted((abs(step), n) for step, n in zip(array.strides, array.shape) if n > 1):
+    for step, n in sorted((abs(step), n) for step, n in zip(strides, shape) if n > 1):
         if step < reach:
             return True
         reach += step * (n - 1)
@@ -184,6 +207,10 @@ def overlaps_itself(array: Any) -> bool:
 
 
 def _share_memory(a: Any, b: Any) -> bool:
+    if type(a) is DeviceArray:
+        (a_start, a_end), (b_start, b_end) = a.extent, b.extent
+        if a_end <= b_start or b_end <= a_start:
+            return False
     # Deciding exactly can take exponential time: a bounded effort, and undecided counts as sharing.
     try:
         return bool(np.shares_memory(_addresses(a), _addresses(b), max_work=10_000))  # type: ignore[arg-type]

@@ -8,9 +8,20 @@ from typing import Any
 import numpy as np
 
 from .arguments import check_padding_mode, integer, per_axis, shown, shown_shape
-from .arrays import ELEMENTS, check_alike, check_array, check_memory, check_out_dtype, device_of, dtype_name, name_of, place_of
+from .arrays import (
+    ELEMENTS,
+    HOST,
+    check_alike,
+    check_array,
+    check_memory,
+    check_out_dtype,
+    device_number,
+    device_of,
+    dtype_name,
+    name_of,
+    place_of,
+)
 from .choose import Choice, choose
-from .device import DeviceArray
 from .explanation import Explanation
 from .memory import Memory, memory_of
 from .problem import Problem, forward_problem, transposed_problem
@@ -84,7 +95,7 @@ class Plan:
     def __init__(self, problem: Problem, choice: Choice, weight: Any, bias: Any) -> None:
         self.problem = problem.per_image
         self._choice = choice
-        self._memory, self._place = memory_of(weight), place_of(weight)
+        self._memory, self._device = memory_of(weight), device_number(weight)
         self._source, self._result = problem.source_shape[1:], problem.result_shape[1:]
         check_memory(choice.setup.packed_bytes)
         self._packed = choice.setup.pack(self._memory.weight(weight, problem.rank), self._memory.bias(bias))
@@ -114,8 +125,8 @@ class Plan:
         x = check_array("input", input)
         if name_of(x) != self.problem.dtype:
             raise TypeError(f"input must have dtype {self.problem.dtype} for this plan, got {name_of(x)}")
-        if self._memory.device != "cpu" or type(x) is DeviceArray:
-            self._check_place(x)
+        if device_number(x) != self._device:
+            self._refuse_place(x)
         if x.shape == self._source:
             shape = self._result
         elif x.shape[1:] == self._source:
@@ -128,10 +139,10 @@ class Plan:
             _run(self._choice, self.problem, self._memory, arguments["input"], self._packed, result)
         return self._memory.finish(result)
 
-    def _check_place(self, x: Any) -> None:
-        if place_of(x) != self._place:
-            error = TypeError if "host" in self._place + place_of(x) else ValueError
-            raise error(f"input must live where the plan's weight does, in {self._place}, got input in {place_of(x)}")
+    def _refuse_place(self, x: Any) -> None:
+        place = f"the memory of cuda:{self._device}" if self._device != HOST else "host memory"
+        error = TypeError if HOST in (self._device, device_number(x)) else ValueError
+        raise error(f"input must live where the plan's weight does, in {place}, got input in {place_of(x)}")
 
     def __repr__(self) -> str:
         return f"Plan({self.problem}, algorithm={self.algorithm!r}, workspace={self.workspace}, packed_bytes={self.packed_bytes})"

@@ -8,14 +8,15 @@ Sources: https://nvidia.github.io/numba-cuda/user/cuda_array_interface.html, htt
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..arguments import shown
+from ..arrays import dtype_named, name_of
 from ..device import DeviceArray, Library
 from ..problem import itemsize
 from .dlpack import read_capsule
@@ -24,25 +25,32 @@ from .driver import driver
 _CUDA_DEVICES = (2, 13)  # kDLCUDA, kDLCUDAManaged
 
 
-def view(name: str, value: Any) -> DeviceArray | None:
-    """The array that ``value`` is on a CUDA device; None where it is none, TypeError and ValueError where it cannot be read as one."""
-    root = type(value).__module__.partition(".")[0]
+Reader = Callable[[str, Any], DeviceArray | None]
+
+
+def reader(kind: type) -> Reader:
+    """How a value of this type, named by a caller's argument, is read: its array, or None where it is not on a CUDA device.
+
+    TypeError and ValueError where it cannot be read as one.
+    """
+    root = kind.__module__.partition(".")[0]
     if root == "torch":
-        return _torch(name, value) if getattr(value, "is_cuda", False) else None
-    if root == "cupy" and hasattr(value, "data"):
-        return _checked(name, _cupy(value))
-    if hasattr(type(value), "__cuda_array_interface__"):
-        return _checked(name, _interface(name, value))
-    if hasattr(type(value), "__dlpack_device__") and value.__dlpack_device__()[0] in _CUDA_DEVICES:
-        return _checked(name, _dlpack(value))
-    return None
+        return _torch
+    if root == "cupy":
+        return _cupy
+    if hasattr(kind, "__cuda_array_interface__"):
+        return _interface
+    return _dlpack
 
 
 def _checked(name: str, array: DeviceArray) -> DeviceArray:
     # A GPU faults on an unaligned access, and no kernel reads foreign byte orders.
     size = array.itemsize
-    if array.size and (array.pointer % size or any(step % size for step, n in zip(array.strides, array.shape) if n > 1)):
-        raise ValueError(f"{name} must be aligned to its itemsize {size}, got address {array.pointer:#x} and strides {array.strides}")
+    if array.pointer % size and array.size:
+        raise ValueError(f"{name} must be aligned to its itemsize {size}, got address {array.pointer:#x}")
+    for step, n in zip(array.strides, array.shape):
+        if step % size and n > 1:
+            raise ValueError(f"{name} must be aligned to its itemsize {size}, got strides {array.strides}")
     return array
 
 
@@ -60,24 +68,47 @@ class _TorchLibrary:
             return torch.empty(shape, dtype=kind, device=f"cuda:{device}")
 
     def stream(self, device: int) -> int:
-        import torch
+        raw = _raw_stream()
+        return int(raw(device))
 
-        return int(torch.cuda.current_stream(device).cuda_stream)
 
-
-def _torch(name: str, value: Any) -> DeviceArray:
+@functools.cache
+def _raw_stream() -> Callable[[int], int]:
+    """The handle of torch's current stream; by way of the public function it takes ten times as long."""
     import torch
 
-    if value.requires_grad and torch.is_grad_enabled():
+    fast = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+    return fast or (lambda device: torch.cuda.current_stream(device).cuda_stream)
+
+
+def _torch(name: str, value: Any) -> DeviceArray | None:
+    if not value.is_cuda:
+        return None
+    if value.requires_grad and _torch_tracks_gradients():
         raise TypeError(f"{name} must not require a gradient, which would be lost: pass {name}.detach(), or call under torch.no_grad()")
-    if value.layout != torch.strided:
-        raise TypeError(f"{name} must be a strided tensor, got layout {value.layout}: pass {name}.to_dense()")
-    value = value.resolve_conj().resolve_neg()  # one device copy where torch has put off a conjugation or negation
-    size = value.element_size()
-    strides = tuple(step * size for step in value.stride())
-    device = value.get_device()
-    dtype = str(value.dtype).removeprefix("torch.")
-    return DeviceArray(value.data_ptr(), tuple(value.shape), strides, dtype, size, device, TORCH.stream(device), True, TORCH, value)
+    kind = value.dtype
+    dtype = _TORCH_NAMES.get(kind)
+    if dtype is None:
+        dtype = _TORCH_NAMES[kind] = str(kind).removeprefix("torch.")
+    if kind.is_complex:  # one device copy where torch has put off a conjugation or negation
+        value = value.resolve_conj()
+    value = value.resolve_neg()
+    try:
+        strides = value.stride()
+    except RuntimeError:
+        raise TypeError(f"{name} must be a strided tensor, got layout {value.layout}: pass {name}.to_dense()") from None
+    size, device = value.element_size(), value.get_device()
+    scaled = tuple([step * size for step in strides])
+    return DeviceArray(value.data_ptr(), tuple(value.shape), scaled, dtype, size, device, TORCH.stream(device), True, TORCH, value)
+
+
+_TORCH_NAMES: dict[Any, str] = {}
+
+
+def _torch_tracks_gradients() -> bool:
+    import torch
+
+    return bool(torch.is_grad_enabled())
 
 
 # ---- CuPy --------------------------------------------------------------------------------------------------------------
@@ -87,13 +118,10 @@ class _CupyLibrary:
     def empty(self, shape: tuple[int, ...], dtype: str, device: int, stream: int) -> Any:
         import cupy
 
-        from ..arrays import dtype_named
-
-        with cupy.cuda.Device(device):
-            if same_stream(stream, cupy.cuda.get_current_stream().ptr):
-                return cupy.empty(shape, dtype_named(dtype))
-            with cupy.cuda.ExternalStream(stream, device):
-                return cupy.empty(shape, dtype_named(dtype))
+        if same_stream(stream, self.stream(device)) and cupy.cuda.runtime.getDevice() == device:
+            return cupy.empty(shape, dtype_named(dtype))
+        with cupy.cuda.Device(device), _foreign_stream(cupy, stream, device):
+            return cupy.empty(shape, dtype_named(dtype))
 
     def stream(self, device: int) -> int:
         import cupy
@@ -101,20 +129,26 @@ class _CupyLibrary:
         return int(cupy.cuda.get_current_stream(device).ptr)
 
 
-def _cupy(value: Any) -> DeviceArray:
-    device = int(value.device.id)
+class _StreamHandle:
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._handle
+
+
+def _foreign_stream(cupy: Any, stream: int, device: int) -> Any:
+    """CuPy's object for a stream that is not its own, by the newer or the older way to ask for one."""
+    made = getattr(cupy.cuda.Stream, "from_external", None)
+    return made(_StreamHandle(stream)) if made else cupy.cuda.ExternalStream(stream, device)
+
+
+def _cupy(name: str, value: Any) -> DeviceArray:
+    data, kind = value.data, value.dtype
+    device = data.device_id
     return DeviceArray(
-        int(value.data.ptr),
-        value.shape,
-        value.strides,
-        value.dtype.name,
-        value.dtype.itemsize,
-        device,
-        CUPY.stream(device),
-        True,
-        CUPY,
-        value,
-    )
+        data.ptr, value.shape, value.strides, name_of(value), kind.itemsize, device, CUPY.stream(device), True, CUPY, value
+    )  # fmt: skip
 
 
 # ---- everything else -----------------------------------------------------------------------------------------------------
@@ -144,17 +178,20 @@ def _interface(name: str, value: Any) -> DeviceArray:
     pointer, readonly = found["data"]
     device = driver().device_of(pointer) if pointer and math.prod(shape) else driver().current_device()
     strides = found.get("strides") or contiguous(shape, kind.itemsize)
-    return DeviceArray(
-        pointer, shape, tuple(strides), kind.name, kind.itemsize, device, int(found.get("stream") or 0), not readonly, INTERFACE, value
-    )
+    stream = int(found.get("stream") or 0)
+    array = DeviceArray(pointer, shape, tuple(strides), kind.name, kind.itemsize, device, stream, not readonly, INTERFACE, value)
+    return _checked(name, array)
 
 
-def _dlpack(value: Any) -> DeviceArray:
+def _dlpack(name: str, value: Any) -> DeviceArray | None:
     """An object that only speaks DLPack; its producer orders its work before the legacy default stream."""
+    if value.__dlpack_device__()[0] not in _CUDA_DEVICES:
+        return None
     capsule = value.__dlpack__(stream=1)
-    found = read_capsule(capsule)
+    found, owner = read_capsule(capsule), (value, capsule)
     strides = contiguous(found.shape, found.itemsize) if found.strides is None else tuple(s * found.itemsize for s in found.strides)
-    return DeviceArray(found.pointer, found.shape, strides, found.dtype, found.itemsize, found.device, 0, True, INTERFACE, (value, capsule))
+    array = DeviceArray(found.pointer, found.shape, strides, found.dtype, found.itemsize, found.device, 0, True, INTERFACE, owner)
+    return _checked(name, array)
 
 
 TORCH, CUPY, INTERFACE = _TorchLibrary(), _CupyLibrary(), _InterfaceLibrary()
@@ -214,4 +251,4 @@ def ordered(array: DeviceArray, stream: int) -> DeviceArray:
             import torch
 
             record(torch.cuda.ExternalStream(stream, device=array.device))
-    return replace(array, stream=stream)
+    return array.seen(array.shape, array.strides, stream)

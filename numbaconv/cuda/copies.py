@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from numba import cuda
 from numba.cuda import types
@@ -13,12 +13,10 @@ from numba.cuda import types
 from ..device import DeviceArray
 from .driver import MOST_BLOCKS, Call, driver
 from .elements import element
-from .geometry import numbers
 from .launch import Kernel
 
 THREADS = 256
 _AXES = 6
-_SIX = tuple[int, int, int, int, int, int]
 
 
 class Sizes(NamedTuple):
@@ -73,18 +71,24 @@ def strided_copy(
     conjugate: bool = False,
 ) -> None:
     """Write a result of at most six ``sizes`` from the source; steps in elements; zeros where an index is not ``inside``."""
-    kernel = copy_kernel(source.dtype, result.dtype, conjugate)
-    total = math.prod(sizes)
-    if not total:
+    if 0 in sizes:
         return
-    lead = _AXES - len(sizes)
-    shape, most = (1,) * lead + tuple(sizes), (1,) * lead + tuple(inside or sizes)
-    steps = [(0,) * lead + tuple(s) for s in (source_steps, result_steps)]
-    blocks = -(-total // THREADS)
+    on: Any = driver()
+    given = (tuple(sizes), tuple(source_steps), tuple(result_steps), tuple(inside or sizes))
+    prepared = _prepared(on, result.device, source.dtype, result.dtype, conjugate, *given)
+    prepared(result.stream, source.pointer, result.pointer)
+
+
+@functools.lru_cache(maxsize=256)
+def _prepared(on: Any, device: int, source: str, result: str, conjugate: bool, *given: tuple[int, ...]) -> Call:
+    """The launch for these sizes, steps of source and result, and inner sizes."""
+    blocks = -(-math.prod(given[0]) // THREADS)
     if blocks > MOST_BLOCKS:
-        raise ValueError(f"a copy of {total} elements is too large for one launch")
-    constants = numbers([total, shape, most, *steps])
-    Call(driver().function(kernel, result.device), (blocks, 1, 1), 2, constants)(result.stream, source.pointer, result.pointer)
+        raise ValueError(f"a copy of {math.prod(given[0])} elements is too large for one launch")
+    lead = _AXES - len(given[0])
+    sizes, source_steps, result_steps, inside = ((fill,) * lead + part for fill, part in zip((1, 0, 0, 1), given))
+    constants = [math.prod(sizes), *sizes, *inside, *source_steps, *result_steps]
+    return Call(on.function(copy_kernel(source, result, conjugate), device), (blocks, 1, 1), 2, constants)
 
 
 def copy(source: DeviceArray, result: DeviceArray, conjugate: bool = False) -> None:

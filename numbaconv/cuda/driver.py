@@ -79,7 +79,9 @@ class Call:
             arguments = self._free.pop()
         except IndexError:
             arguments = Arguments(self._template)
-        arguments.values[: len(pointers)] = list(pointers)
+        values = arguments.values
+        for at, pointer in enumerate(pointers):
+            values[at] = pointer
         self._function(self._grid, stream, arguments)
         self._free.append(arguments)  # the driver has copied them
 
@@ -158,8 +160,12 @@ class Cuda:
         current, threads, shared = api.cuCtxGetCurrent, kernel.threads, kernel.shared_bytes
 
         def run(grid: Grid, stream: int, arguments: Arguments) -> None:
-            with contextlib.nullcontext() if int(current()[1]) == context else self.on(device):
-                (code,) = launch(handle, *grid, threads, 1, 1, shared, stream, arguments.address, 0)
+            x, y, z = grid
+            if int(current()[1]) == context:
+                (code,) = launch(handle, x, y, z, threads, 1, 1, shared, stream, arguments.address, 0)
+            else:
+                with self.on(device):
+                    (code,) = launch(handle, x, y, z, threads, 1, 1, shared, stream, arguments.address, 0)
             if code != good:
                 self._check((code,))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ..axes import Part, axis_parts, pixel_count, tap_count
 from ..choose import Accuracy
@@ -190,4 +190,4 @@ def _up(value: int, step: int) -> int:
 
 def _at(array: DeviceArray, elements: int) -> DeviceArray:
     """The array's memory from so many elements on; only its address is meant."""
-    return replace(array, pointer=array.pointer + elements * array.itemsize)
+    return array.shifted(elements)
