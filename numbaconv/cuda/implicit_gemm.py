@@ -21,7 +21,7 @@ from .copies import strided_copy
 from .driver import MOST_BLOCKS, MOST_ROWS, Call, driver
 from .finite import find_not_finite
 from .geometry import mode_of, numbers, too_long
-from .implicit_gemm_kernel import DEPTH, QUAD, Geometry, Tile, kernel
+from .implicit_gemm_kernel import QUAD, Geometry, Tile, kernel
 
 MOST_PARTS = 64
 ITEM = 4  # bytes of float32
@@ -96,7 +96,7 @@ class ImplicitGemmSetup:
 
     def _depth(self, part: Part) -> int:
         """Steps of k, in whole tiles."""
-        return _up(tap_count(part) * self.padded_channels, DEPTH)
+        return _up(tap_count(part) * self.padded_channels, self.tile.depth)
 
     @property
     def seconds(self) -> float:
@@ -177,7 +177,7 @@ class ImplicitGemmSetup:
         spacings = [axis.shifts[1] - axis.shifts[0] if len(axis.shifts) > 1 else 0 for axis in part]
         fields = [
             images, self.rows, self.padded_rows, self.padded_rows // self.tile.rows, self.channels, self.padded_channels,
-            self._depth(part) // DEPTH, mode_of(p),
+            self._depth(part) // self.tile.depth, mode_of(p),
             *(axis.size for axis in part), *(axis.step for axis in part), *shifts, *spacings, *(len(axis.taps) for axis in part),
             *p.source_size, *source, *result[:2], *(step * axis.stride for axis, step in zip(part, result[2:])),
         ]  # fmt: skip

@@ -22,8 +22,8 @@ from numba.cuda import float32, int32, int64, types, uint32, uint64
 from .. import padding
 from . import launch, ptx
 
-DEPTH = 8
-"""Steps of k in a tile."""
+EIGHT = 8
+"""Steps of k that are multiplied in one piece of code."""
 QUAD = 4
 """Channels of one tap that are gathered at once."""
 
@@ -34,6 +34,8 @@ class Tile(NamedTuple):
     row_warps: int
     cell_warps: int
     quads: int
+    depth: int = 8
+    stages: int = 2
 
     @property
     def rows(self) -> int:
@@ -53,7 +55,7 @@ class Tile(NamedTuple):
         return (512 if self.quads == 2 else 768) // self.threads
 
     def __str__(self) -> str:
-        return f"{self.rows}x{self.cells}-{self.threads}"
+        return f"{self.rows}x{self.cells}-{self.threads}-{self.depth}-{self.stages}"
 
 
 class Geometry(NamedTuple):
@@ -101,7 +103,6 @@ _GEOMETRY = types.NamedTuple((types.int32,) * 26 + (types.int64,) * 10, Geometry
 _SIGNATURE = (types.uint64,) * 5 + (_GEOMETRY,)
 
 _copy4, _copy16 = ptx.copy_async(4), ptx.copy_async(16)
-_wait_all = ptx.wait_async(0)
 _load, _load4 = ptx.load("float32"), ptx.load("float32", 4)
 _store = ptx.store("float32")
 _shared, _shared4 = ptx.load_shared("float32"), ptx.load_shared("float32", 4)
@@ -248,7 +249,7 @@ def _write(tile: Tile, channels_last: bool) -> Any:
 
 
 @_device
-def _sum_defined(source, weight, bias, result, group, first_row, first_cell, tile_rows, tile_cells, g):  # type: ignore[no-untyped-def]
+def _sum_defined(source, weight, bias, result, group, first_row, first_cell, tile_rows, tile_cells, depth, g):  # type: ignore[no-untyped-def]
     """A block's results one by one, without the products that no source cell has a part in: slow, for weights that are not finite."""
     at = int32(cuda.threadIdx.x)
     while at < int32(tile_rows * tile_cells):
@@ -256,7 +257,7 @@ def _sum_defined(source, weight, bias, result, group, first_row, first_cell, til
         image, d, h, w = _place(uint32(first_cell + uint32(at % int32(tile_cells))), g)
         if row < g.rows and image < g.images:
             origin = int64(image) * g.source_image + int64(group) * int64(g.channels) * g.source_channel
-            weights = int64(weight) + (int64(group) * int64(g.tiles) * DEPTH * int64(g.padded_rows) + int64(row)) * 4
+            weights = int64(weight) + (int64(group) * int64(g.tiles) * int64(depth) * int64(g.padded_rows) + int64(row)) * 4
             total = float32(0)
             for i in range(g.taps_d):
                 for j in range(g.taps_h):
@@ -286,15 +287,16 @@ def kernel(tile: Tile, channels_last_source: bool, channels_last_result: bool, t
     transposed : of an input gradient, where zeros that stand for no source cell are multiplied only while the weight is finite: where the
         flag, an int32, is not 0, each result is the sum of the products that the definition has.
     """
-    ROWS, CELLS, THREADS, ROW_WARPS = tile.rows, tile.cells, tile.threads, tile.row_warps
+    ROWS, CELLS, THREADS, ROW_WARPS, DEPTH, STAGES = tile.rows, tile.cells, tile.threads, tile.row_warps, tile.depth, tile.stages
     SUMS, ROW_TILE, CELL_TILE = 32 * tile.quads, 4 * DEPTH * ROWS, 4 * DEPTH * CELLS  # the staged tiles in bytes
-    STAGED, WARP_CELLS = 2 * DEPTH * (ROWS + CELLS), 32 * tile.quads
+    STAGED, WARP_CELLS = STAGES * DEPTH * (ROWS + CELLS), 32 * tile.quads
     TEAM = THREADS // CELLS  # threads that gather for one cell
     FETCHES = DEPTH // QUAD // TEAM  # quads of a tile that each of them gathers
     GATHERED = QUAD * FETCHES
     PIECES = DEPTH * ROWS // 4  # of 16 bytes in a tile of the weight
     COPIES = -(-PIECES // THREADS)
     STAGE = 4 * 8 * _PITCH if channels_last_result else 4 * 4 * WARP_CELLS  # bytes
+    wait = ptx.wait_async(STAGES - 2)
     multiply, write = _multiply(tile), _write(tile, channels_last_result)
 
     def implicit_gemm(source, weight, bias, result, flag, g):  # type: ignore[no-untyped-def]
@@ -302,10 +304,10 @@ def kernel(tile: Tile, channels_last_source: bool, channels_last_result: bool, t
         cell_tile = uint32(block // uint32(g.row_tiles))
         first_row = int32((block - cell_tile * uint32(g.row_tiles)) * uint32(ROWS))
         if transposed and _flag(flag) != int32(0):
-            _sum_defined(source, weight, bias, result, group, first_row, uint32(cell_tile * uint32(CELLS)), ROWS, CELLS, g)
+            _sum_defined(source, weight, bias, result, group, first_row, uint32(cell_tile * uint32(CELLS)), ROWS, CELLS, DEPTH, g)
             return
         staged_rows = ptx.shared_address(cuda.shared.array(STAGED, float32, 16))
-        staged_cells = uint32(staged_rows + uint32(2 * ROW_TILE))
+        staged_cells = uint32(staged_rows + uint32(STAGES * ROW_TILE))
         offsets = ptx.shared_address(cuda.shared.array(CELLS, int64))
 
         # The cell that this thread gathers, and where its results go.
@@ -338,10 +340,10 @@ def kernel(tile: Tile, channels_last_source: bool, channels_last_result: bool, t
         for i in range(SUMS):
             sums[i] = float32(0)
 
-        # Each round copies one tile and multiplies the one before it; turn says which half of the stage is copied to.
-        turn, tile = uint32(0), int32(-1)
+        # Each round copies a tile into one stage and multiplies the one of the next stage, which was copied STAGES - 1 rounds ago.
+        turn, tile = uint32(0), int32(1 - STAGES)
         while tile < g.tiles:
-            if int32(tile + 1) < g.tiles:
+            if int32(tile + int32(STAGES - 1)) < g.tiles:
                 for i in range(COPIES):
                     if COPIES * THREADS == PIECES or thread < int32(PIECES):
                         to = uint32(copied + uint32(turn * uint32(ROW_TILE)) + uint32(i * THREADS * 16))
@@ -367,18 +369,23 @@ def kernel(tile: Tile, channels_last_source: bool, channels_last_result: bool, t
                         for k in range(QUAD):
                             to = uint32(gathered + uint32(turn * uint32(CELL_TILE)) + uint32((i * TEAM * QUAD + k) * CELLS * 4))
                             _copy4(to, uint64(address + stride * k), uint32(4 if int32(channel + k) < taken else 0))
-                ptx.commit_async()
+            ptx.commit_async()
             if tile >= int32(0):
-                other = uint32(turn ^ uint32(1))
-                multiply(sums, uint32(rows + uint32(other * uint32(ROW_TILE))), uint32(cells + uint32(other * uint32(CELL_TILE))))
-            if channels_last_source and int32(tile + 1) < g.tiles:
+                other = uint32(turn + uint32(1)) if turn < uint32(STAGES - 1) else uint32(0)
+                left, right = uint32(rows + other * uint32(ROW_TILE)), uint32(cells + other * uint32(CELL_TILE))
+                step = int32(0)
+                while step < int32(DEPTH // EIGHT):
+                    multiply(sums, left, right)
+                    left, right = uint32(left + uint32(EIGHT * ROWS * 4)), uint32(right + uint32(EIGHT * CELLS * 4))
+                    step = int32(step + 1)
+            if channels_last_source and int32(tile + int32(STAGES - 1)) < g.tiles:
                 for i in range(FETCHES):
                     for k in range(QUAD):
                         to = uint32(gathered + uint32(turn * uint32(CELL_TILE)) + uint32((i * TEAM * QUAD + k) * CELLS * 4))
                         _put(to, quads[i * QUAD + k])
-            _wait_all()
+            wait()
             cuda.syncthreads()
-            turn, tile = uint32(turn ^ uint32(1)), int32(tile + 1)
+            turn, tile = uint32(turn + uint32(1)) if turn < uint32(STAGES - 1) else uint32(0), int32(tile + 1)
 
         row = int32(first_row + warp_row)
         bias_at = int64(bias) + (int64(group) * int64(g.padded_rows) + int64(row + _lane_row(lane) * 4)) * 4
