@@ -115,6 +115,13 @@ def check_alike(first: str, a: Any, second: str, b: Any) -> None:
         )
 
 
+def batched(array: Any) -> Any:
+    """An image (C, ...) as a batch of one, (1, C, ...)."""
+    if type(array) is DeviceArray:
+        return array.seen((1, *array.shape), (0, *array.strides), array.stream)
+    return array[None]
+
+
 HOST = -1
 
 

@@ -111,9 +111,9 @@ def _unfold(rank: int, input: Any, kernel_size: Any, dilation: Any, padding: Any
     problem = forward_problem(rank, (batch, channels, *size), (1, channels, *kernel), None, stride, padding, dilation)
     shape = (*x.shape[: -rank - 1], channels * problem.taps, math.prod(problem.out_size))
     if type(x) is DeviceArray:
-        from .cuda import columns as on_cuda
+        from .cuda.columns import unfold as unfold_there
 
-        return on_cuda.unfold(x, problem, shape)
+        return unfold_there(x, problem, shape)
     image = x.reshape(batch, channels, *problem.in_size)
     columns = _zeros((batch, channels, *problem.kernel, *problem.out_size), x.dtype.newbyteorder("="))
     for blocks, cells in _reads(problem):
@@ -139,9 +139,9 @@ def _fold(rank: int, input: Any, output_size: Any, kernel_size: Any, dilation: A
         )
     shape = (*x.shape[:-2], channels, *size)
     if type(x) is DeviceArray:
-        from .cuda import columns as on_cuda
+        from .cuda.columns import fold as fold_there
 
-        return on_cuda.fold(x, problem, shape)
+        return fold_there(x, problem, shape)
     columns = x.reshape(batch, channels, *problem.kernel, *problem.out_size)
     sums = _zeros((batch, channels, *problem.in_size), ELEMENTS[x.dtype.name].accumulator)
     with np.errstate(all="ignore"):

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .arrays import AnyArray, check_array
+from .arrays import AnyArray, check_array, name_of
 from .modules import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, _Conv, _ConvNd, _ConvTranspose
 from .problem import split_shape
 
@@ -31,8 +31,8 @@ class _Lazy(_ConvNd):
     def _materialise(self, input: Any) -> None:
         x = check_array("input", input)
         channels = split_shape(type(self).__name__, self._rank, x.shape)[1]
-        if x.dtype.name != self._dtype.name:
-            raise TypeError(f"input must have the layer's dtype {self._dtype.name}, got {x.dtype.name}: convert it with .astype")
+        if name_of(x) != self._dtype.name:
+            raise TypeError(f"input must have the layer's dtype {self._dtype.name}, got {name_of(x)}: convert it with .astype")
         self.in_channels = super()._checked_channels(channels)
         super()._initialise(self._bias is not None, self._rng)
         del self._rng

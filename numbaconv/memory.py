@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .arrays import ELEMENTS, allocate, check_memory, check_out, dtype_named, name_of, native, storage_view
+from .arrays import ELEMENTS, AnyArray, allocate, check_memory, check_out, dtype_named, name_of, native, storage_view
 from .device import DeviceArray
 
 
@@ -47,6 +47,22 @@ class Memory(Protocol):
 
     def conjugate(self, array: Any, out: Any = None) -> Any:
         """The complex conjugate, fresh or in ``out``, which may be the array itself."""
+        ...
+
+    def copied(self, array: Any) -> Any:
+        """A copy that the caller may keep, of the array's own library."""
+        ...
+
+    def added(self, a: Any, b: Any) -> Any:
+        """The sum of two arrays of one shape, as the caller gets it."""
+        ...
+
+    def to_host(self, array: Any) -> AnyArray:
+        """The array on the host: itself where it is there."""
+        ...
+
+    def overwrite(self, array: Any, values: AnyArray) -> None:
+        """Write values on the host, of the array's shape and dtype, into the array."""
         ...
 
     def channel_sums(self, array: Any) -> Any:
@@ -93,6 +109,18 @@ class Host:
 
     def conjugate(self, array: Any, out: Any = None) -> Any:
         return np.conjugate(array, out=out)
+
+    def copied(self, array: Any) -> Any:
+        return array.copy()
+
+    def added(self, a: Any, b: Any) -> Any:
+        return a + b
+
+    def to_host(self, array: Any) -> AnyArray:
+        return array  # type: ignore[no-any-return]
+
+    def overwrite(self, array: Any, values: AnyArray) -> None:
+        array[...] = values
 
     def channel_sums(self, array: Any) -> Any:
         accumulator = ELEMENTS[name_of(array)].accumulator

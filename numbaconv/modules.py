@@ -20,7 +20,8 @@ from . import functional, grad
 from .arguments import bounded, check_padding_mode, check_padding_string, integer, padding_pairs, per_axis, shown
 from .arrays import AnyArray, check_array
 from .columns import fold, unfold
-from .parameters import generator, parameter_dtype
+from .memory import memory_of
+from .parameters import device_named, generator, parameter_dtype
 from .plans import Plan, plan
 from .problem import split_shape
 from .training import Trainable
@@ -74,7 +75,7 @@ class _ConvNd(Trainable):
                 raise ValueError(f"output_padding must be smaller than stride or dilation, got {op} with stride {s} and dilation {d}")
         if not isinstance(bias, (bool, np.bool_)):
             raise TypeError(f"bias must be True or False, got {shown(bias)}: assign an array to the layer's bias")
-        _check_device(device)
+        self._device = device_named(device)
         self._dtype = parameter_dtype(dtype)
         self._initialise(bool(bias), generator(rng))
 
@@ -106,7 +107,10 @@ class _ConvNd(Trainable):
         }
         if input_or_shape is not None:
             return plan(input_or_shape, **arguments)
-        copies = {name: array.copy() for name, array in self.state_dict().items()}
+        copies = {}
+        for name, value in self.state_dict().items():
+            array = check_array(name, value)
+            copies[name] = memory_of(array).copied(array)
         return Frozen(repr(self), self._rank, arguments | copies)
 
     def __repr__(self) -> str:
@@ -273,7 +277,8 @@ class Conv3d(_Conv):
     groups : int that divides in_channels and out_channels
     bias : bool
     padding_mode : "zeros", "reflect", "replicate" or "circular"
-    device : None or "cpu"
+    device : None or "cpu", "cuda" (the current device) or "cuda:N"
+        Where weight and bias are drawn and the layer computes; :meth:`to` moves it.  Drawn on the host, so the same on every device.
     dtype : float64, float32 (the default), float16, bfloat16, complex64 or complex128, as numpy.dtype takes it; the input's too
     rng : int seed, numpy.random.Generator or None
         Draws weight, then bias, from U(-b, b), b = 1 / sqrt(in_channels / groups * prod(kernel_size)); real and imaginary parts alike.
@@ -379,8 +384,3 @@ class Fold(_Sliding):
 
     def __call__(self, input: AnyArray) -> AnyArray:
         return fold(input, self.output_size, self.kernel_size, self.dilation, self.padding, self.stride)
-
-
-def _check_device(device: Any) -> None:
-    if device is not None and not (isinstance(device, str) and device == "cpu"):
-        raise ValueError(f"device must be None or 'cpu', got {device!r}: CUDA arrays are not here yet")

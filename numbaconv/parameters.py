@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from os import PathLike
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from .arguments import integer, shown, shown_shape
-from .arrays import AnyArray, check_array, check_memory, dtype_named, name_of, overlaps_itself
+from .arrays import HOST, AnyArray, check_array, check_memory, device_number, dtype_named, name_of, overlaps_itself
+from .device import DeviceArray
+from .memory import memory_of
 
 _DTYPES = ("float64", "float32", "float16", "bfloat16", "complex64", "complex128")
 
@@ -19,6 +21,7 @@ class Parameters:
     """The two arrays of a layer; its base class."""
 
     out_channels: int
+    _device: int  # where they are drawn: HOST, or the number of a CUDA device
     _dtype: np.dtype[Any]
     _weight: AnyArray | None  # None: a lazy layer that has not been called
     _bias: AnyArray | None
@@ -50,12 +53,13 @@ class Parameters:
         return self._weight, self._bias
 
     def _checked_parameter(self, name: str, value: Any, shape: tuple[int, ...]) -> AnyArray:
-        array: AnyArray = check_array(name, value)
+        array = check_array(name, value)
         if name_of(array) != self._dtype.name:
             raise TypeError(f"{name} must have the layer's dtype {self._dtype.name}, got {name_of(array)}: convert it with .astype")
         if array.shape != shape:
             raise ValueError(f"{name} must have shape {shown_shape(shape)}, got {shown_shape(array.shape)}")
-        return array
+        parameter: AnyArray = value
+        return parameter
 
     def _draw(self, weight_shape: tuple[int, ...], bias_shape: tuple[int] | None, rng: np.random.Generator) -> None:
         """torch's initialisation, kaiming_uniform(a=sqrt(5)): U(-b, b) with b = 1 / sqrt(fan_in), the weight first, then the bias.
@@ -66,6 +70,33 @@ class Parameters:
         bound = 1 / math.sqrt(fan_in) if fan_in else 0.0
         self._weight = _uniform(rng, bound, weight_shape, self._dtype)
         self._bias = None if bias_shape is None else _uniform(rng, bound, bias_shape, self._dtype)
+        self._move()
+
+    # ---- devices ---------------------------------------------------------------------------------------------------
+    _ARRAYS = ("_weight", "_bias", "weight_grad", "bias_grad")
+
+    def to(self, device: str) -> Self:
+        """Copy weight, bias and their gradients to ``"cpu"``, ``"cuda"`` (the current device) or ``"cuda:N"``; returns the layer.
+
+        What is there already stays as it is.  On a CUDA device the copies are numba.cuda's arrays; any other library's can be assigned.
+        """
+        self._device = device_named(device)
+        self._move()
+        return self
+
+    def _move(self) -> None:
+        for name in self._ARRAYS:
+            value = getattr(self, name, None)
+            if value is not None:
+                setattr(self, name, moved(value, self._device))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: arrays on a device by way of the host."""
+        return {name: moved(value, HOST) if name in self._ARRAYS and value is not None else value for name, value in vars(self).items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._move()
 
     # ---- state -----------------------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, AnyArray]:
@@ -86,18 +117,19 @@ class Parameters:
         parameters = self.state_dict()
         self._check_keys("state_dict", state_dict)
         for name, parameter in parameters.items():
-            value = check_array(name, state_dict[name])
-            if value.shape != parameter.shape:
+            value, into = check_array(name, state_dict[name]), check_array(name, parameter)
+            if value.shape != into.shape:
                 raise ValueError(
-                    f"{name} must have shape {shown_shape(parameter.shape)} for {self!r}, got {shown_shape(value.shape)} in state_dict"
+                    f"{name} must have shape {shown_shape(into.shape)} for {self!r}, got {shown_shape(value.shape)} in state_dict"
                 )
-            if value.dtype.kind == "c" and parameter.dtype.kind != "c":
-                raise TypeError(f"{name} must be real for a layer of dtype {self._dtype.name}, got {value.dtype.name} in state_dict")
-            if not parameter.flags.writeable or overlaps_itself(parameter):
+            if name_of(value).startswith("complex") and self._dtype.kind != "c":
+                raise TypeError(f"{name} must be real for a layer of dtype {self._dtype.name}, got {name_of(value)} in state_dict")
+            if not (into if type(into) is DeviceArray else into.flags).writeable or overlaps_itself(into):
                 raise ValueError(f"{name} of the layer must be writeable and not overlap itself to load into it: assign it instead")
         with np.errstate(over="ignore"):
             for name, parameter in parameters.items():
-                np.copyto(parameter, state_dict[name], casting="unsafe")
+                into, value = check_array(name, parameter), moved(state_dict[name], HOST)
+                memory_of(into).overwrite(into, value.astype(self._dtype, copy=False))
 
     def load_safetensors(self, path: str | PathLike[str], prefix: str = "") -> None:
         """Load ``prefix + "weight"`` and ``prefix + "bias"`` of a safetensors file, as :meth:`load_state_dict` does.
@@ -127,6 +159,37 @@ class Parameters:
         if missing or unexpected:
             problems = [f"{what} {keys}" for what, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
             raise ValueError(f"{where} must have exactly the keys {sorted(expected)} for {self!r}: {', '.join(problems)}")
+
+
+def device_named(device: Any) -> int:
+    """The number of the CUDA device that a layer's ``device`` names, or HOST; ValueError where it names none."""
+    if device is None or (isinstance(device, str) and device == "cpu"):
+        return HOST
+    if not isinstance(device, str):
+        raise TypeError(f"device must be None, 'cpu', 'cuda' or 'cuda:N', got {shown(device)}")
+    if device.partition(":")[0] != "cuda":
+        raise ValueError(f"device must be None, 'cpu', 'cuda' or 'cuda:N', got {device!r}")
+    from . import cuda
+
+    reason = cuda.unavailable_reason()
+    if reason is not None:
+        raise ValueError(f"device must be 'cpu' here, got {device!r}: {reason}")
+    from .cuda.transfers import device_index
+
+    return device_index(device)
+
+
+def moved(value: Any, device: int) -> Any:
+    """``value`` itself where it lives on that device already, a copy there where not."""
+    array = check_array("array", value)
+    if device_number(array) == device:
+        return value
+    host = memory_of(array).to_host(array)
+    if device == HOST:
+        return host
+    from .cuda.transfers import to_device
+
+    return to_device(host, device)
 
 
 def generator(rng: Any) -> np.random.Generator:

@@ -8,7 +8,8 @@ import numpy as np
 
 from . import grad
 from .arguments import shown
-from .arrays import AnyArray, check_alike, check_array
+from .arrays import AnyArray, batched, check_alike, check_array
+from .memory import memory_of
 from .parameters import Parameters
 
 
@@ -59,13 +60,14 @@ class Trainable(Parameters):
 
         Returns a fresh array of the input's shape.  Raises ValueError and TypeError, naming the argument, before anything changes.
         """
-        weight, bias = self._parameters()
-        g = check_array("grad_output", grad_output)
-        x, extra = self._kept_call() if input is None else (check_array("input", input), None)
+        bias = self._parameters()[1]
+        weight, g = check_array("weight", self._parameters()[0]), check_array("grad_output", grad_output)
+        kept, extra = self._kept_call() if input is None else (input, None)
+        x = check_array("input", kept)
         check_alike("weight", weight, "input", x)
         check_alike("weight", weight, "grad_output", g)
         input_grad, weight_grad = self._gradients(x, g, extra)
-        bias_grad = None if bias is None else grad.conv_bias(g if g.ndim == self._rank + 2 else g[None])
+        bias_grad = None if bias is None else grad.conv_bias(g if g.ndim == self._rank + 2 else batched(g))
         weight_grad = self._added("weight_grad", weight_grad)
         self.bias_grad = None if bias_grad is None else self._added("bias_grad", bias_grad)
         self.weight_grad = weight_grad
@@ -76,7 +78,9 @@ class Trainable(Parameters):
         total = getattr(self, name)
         if total is None:
             return gradient
-        result: AnyArray = self._checked_parameter(name, total, gradient.shape) + gradient
+        a, b = check_array(name, self._checked_parameter(name, total, gradient.shape)), check_array(name, gradient)
+        check_alike(name, a, "grad_output", b)
+        result: AnyArray = memory_of(a).added(a, b)
         return result
 
     def _gradients(self, x: AnyArray, g: AnyArray, extra: tuple[int, ...] | None) -> tuple[AnyArray, AnyArray]:
@@ -104,4 +108,4 @@ class Trainable(Parameters):
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: everything but the kept input."""
-        return {name: value for name, value in vars(self).items() if name not in ("_calls", "_last")}
+        return {name: value for name, value in super().__getstate__().items() if name not in ("_calls", "_last")}

@@ -41,6 +41,7 @@ LAYERS = """
     cuda/driver cuda/elements cuda/geometry
     cuda/arrays
     cuda/columns cuda/copies cuda/sums
+    cuda/transfers
     cuda/direct_weight cuda/finite cuda/implicit_gemm_kernel cuda/depthwise_kernels cuda/weight_kernels
     cuda/depthwise cuda/direct cuda/implicit_gemm cuda/weight_grad
     cuda/algorithms cuda/memory
@@ -58,7 +59,10 @@ LAYERS = """
 """
 LEVEL = {name: level for level, names in enumerate(LAYERS.strip().splitlines()) for name in names.split()}
 # The side of a device, loaded inside a function when it is first asked for.
-UPWARDS = {("choose", "cpu"), ("choose", "cuda"), ("arrays", "cuda/arrays"), ("memory", "cuda/memory"), ("columns", "cuda/columns")}
+UPWARDS = {
+    ("choose", "cpu"), ("choose", "cuda"), ("arrays", "cuda/arrays"), ("memory", "cuda/memory"), ("columns", "cuda/columns"),
+    ("parameters", "cuda"), ("parameters", "cuda/transfers"),
+}  # fmt: skip
 COMMANDS = {"bench", "demo", "warmup", "__main__"}  # may look into cpu, to say what it compiles for
 LLVMLITE = {"copies", "elements", "filter_kernel", "halves", "simd", "target", "winograd_weight"}  # of cpu; cuda/ptx too
 # Optional packages, each imported in one place, inside a function.

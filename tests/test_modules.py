@@ -102,7 +102,7 @@ def test_transposed_padding_pairs_and_output_size() -> None:
         (lambda: ConvTranspose2d(4, 4, 3, output_padding=-1), ValueError, r"^output_padding must be at least 0"),
         (lambda: Conv2d(4, 4, 3, bias=None), TypeError, r"^bias must be True or False"),
         (lambda: Conv2d(4, 4, 3, bias=np.zeros(4)), TypeError, r"^bias must be True or False, .* assign an array"),
-        (lambda: Conv2d(4, 4, 3, device="cuda"), ValueError, r"^device must be None or 'cpu', got 'cuda': CUDA arrays are not here yet"),
+        (lambda: Conv2d(4, 4, 3, device="gpu"), ValueError, r"^device must be None, 'cpu', 'cuda' or 'cuda:N', got 'gpu'"),
         (lambda: Conv2d(4, 4, 3, dtype=np.int32), TypeError, r"^dtype must be one of float64, .* got .*int32"),
         (lambda: Conv2d(4, 4, 3, dtype=bool), TypeError, r"^dtype must be one of"),
         (lambda: Conv2d(4, 4, 3, dtype="floating"), TypeError, r"^dtype must be one of"),

@@ -52,6 +52,18 @@ class Driver(Protocol):
         """Wait, on the host, for what is on ``stream`` now."""
         ...
 
+    def devices(self) -> int:
+        """How many there are."""
+        ...
+
+    def upload(self, pointer: int, source: int, nbytes: int, device: int, stream: int) -> None:
+        """Copy bytes from an address of the host; they are on the device when work put on ``stream`` next begins."""
+        ...
+
+    def download(self, result: int, pointer: int, nbytes: int, device: int, stream: int) -> None:
+        """Copy bytes to an address of the host, after what is on ``stream`` now, and wait for them."""
+        ...
+
 
 class Arguments:
     """A kernel's parameters in the form that the driver reads: an array of 8-byte slots and an array of their addresses."""
@@ -143,6 +155,16 @@ class Cuda:
 
     def synchronize(self, stream: int, device: int) -> None:
         with self.on(device):
+            self._check(self._api.cuStreamSynchronize(stream))
+
+    def upload(self, pointer: int, source: int, nbytes: int, device: int, stream: int) -> None:
+        with self.on(device):
+            self._check(self._api.cuMemcpyHtoDAsync(pointer, source, nbytes, stream))
+            self._check(self._api.cuStreamSynchronize(stream))  # the caller's memory may go away
+
+    def download(self, result: int, pointer: int, nbytes: int, device: int, stream: int) -> None:
+        with self.on(device):
+            self._check(self._api.cuMemcpyDtoHAsync(result, pointer, nbytes, stream))
             self._check(self._api.cuStreamSynchronize(stream))
 
     @functools.lru_cache  # noqa: B019

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..arrays import check_out
+from ..arrays import AnyArray, check_out
 from ..device import DeviceArray
 from .arrays import empty, ordered, stream_handle
 from .copies import copy
 from .driver import driver
-from .sums import channel_sums
+from .sums import add, channel_sums
+from .transfers import overwrite, to_host
 
 
 class Device:
@@ -44,6 +45,23 @@ class Device:
         result = empty(array.shape, array.dtype, array) if out is None else out
         copy(array, result, conjugate=True)
         return result
+
+    def copied(self, array: DeviceArray) -> Any:
+        result = empty(array.shape, array.dtype, array)
+        copy(array, result)
+        driver().synchronize(result.stream, result.device)
+        return result.owner
+
+    def added(self, a: DeviceArray, b: DeviceArray) -> Any:
+        result = empty(a.shape, a.dtype, a)
+        add(a, ordered(b, a.stream), result)
+        return result.owner
+
+    def to_host(self, array: DeviceArray) -> AnyArray:
+        return to_host(array)
+
+    def overwrite(self, array: DeviceArray, values: AnyArray) -> None:
+        overwrite(array, values)
 
     def channel_sums(self, array: DeviceArray) -> Any:
         return channel_sums(array).owner

@@ -1,4 +1,4 @@
-"""Sums over images and space on a device: the gradient of a bias."""
+"""Sums on a device: over images and space (the gradient of a bias), and of two arrays (gradients that accumulate)."""
 
 from __future__ import annotations
 
@@ -76,3 +76,38 @@ def channel_sums(array: DeviceArray) -> DeviceArray:
         call = Call(function, (result.size, 1, 1), 2, numbers([Steps(*source.steps), sizes]))
         call(array.stream, source.pointer, result.pointer)
     return result
+
+
+@functools.cache
+def add_kernel(name: str) -> Kernel:
+    """A thread adds one pair of elements of two 5-D arrays."""
+    part = element(name)
+    load, store = part.load, part.store
+    i64, u64 = types.int64, types.uint64
+    size = u64(part.bytes)
+
+    def add(a, b, result, shape, a_steps, b_steps, result_steps):  # type: ignore[no-untyped-def]
+        position = i64(cuda.blockIdx.x) * THREADS + i64(cuda.threadIdx.x)
+        if position < shape.n * shape.c * shape.d * shape.h * shape.w:
+            at_a, at_b, at_result = i64(0), i64(0), i64(0)
+            for axis in range(4, -1, -1):
+                rest = position // shape[axis]
+                index = position - rest * shape[axis]
+                position = rest
+                at_a += index * a_steps[axis]
+                at_b += index * b_steps[axis]
+                at_result += index * result_steps[axis]
+            store(result + u64(at_result) * size, load(a + u64(at_a) * size) + load(b + u64(at_b) * size))
+
+    return Kernel(f"add-{name}", add, (types.uint64,) * 3 + (STEPS,) * 4, THREADS)
+
+
+def add(a: DeviceArray, b: DeviceArray, result: DeviceArray) -> None:
+    """Write the sum of two arrays of one shape, of one to five axes."""
+    lead = 5 - a.ndim
+    if result.size:
+        shape = Steps(*(1,) * lead, *a.shape)
+        steps = [Steps(*(0,) * lead, *array.steps) for array in (a, b, result)]
+        function = driver().function(add_kernel(a.dtype), a.device)
+        call = Call(function, (-(-result.size // THREADS), 1, 1), 3, numbers([shape, *steps]))
+        call(result.stream, a.pointer, b.pointer, result.pointer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any, Protocol
 
 import numpy as np
@@ -39,9 +40,9 @@ class Device(Protocol):
         """Address and owner of so many bytes."""
         ...
 
-    def upload(self, pointer: int, data: np.ndarray) -> None: ...
+    def fill(self, pointer: int, data: np.ndarray) -> None: ...
 
-    def download(self, pointer: int, nbytes: int) -> np.ndarray: ...
+    def contents(self, pointer: int, nbytes: int) -> np.ndarray: ...
 
 
 def put(device: Device, host: np.ndarray) -> Placed:
@@ -53,7 +54,7 @@ def put(device: Device, host: np.ndarray) -> Placed:
     span = np.full(high - low, 0xFF, np.uint8)
     np.ndarray(host.shape, host.dtype, span, -low, host.strides)[...] = host
     pointer, owner = device.allocate(span.nbytes)
-    device.upload(pointer, span)
+    device.fill(pointer, span)
     return Placed(pointer - low, host.shape, host.strides, host.dtype, owner)
 
 
@@ -66,7 +67,7 @@ def get(device: Device, array: Any) -> np.ndarray:
     strides = found["strides"] or contiguous(shape, np.dtype(dtype).itemsize)
     low = sum(min(0, step * (n - 1)) for step, n in zip(strides, shape))
     high = sum(max(0, step * (n - 1)) for step, n in zip(strides, shape)) + np.dtype(dtype).itemsize
-    span = device.download(found["data"][0] + low, high - low)
+    span = device.contents(found["data"][0] + low, high - low)
     return np.ndarray(shape, dtype, span, -low, strides).copy()
 
 
@@ -80,7 +81,7 @@ class Emulated:
         self.order = "together"
         self.launched: list[tuple[str, Grid, int]] = []
         self.followed: list[tuple[int, int]] = []
-        self.devices: dict[int, int] = {}  # addresses that lie on another device than 0
+        self.elsewhere: dict[int, int] = {}  # addresses that lie on another device than 0
         self._architecture = architecture
         self._programs: dict[Kernel, Program] = {}
 
@@ -92,10 +93,19 @@ class Emulated:
         return 0
 
     def device_of(self, pointer: int) -> int:
-        return self.devices.get(pointer, 0)
+        return self.elsewhere.get(pointer, 0)
 
     def synchronize(self, stream: int, device: int) -> None:
         pass
+
+    def devices(self) -> int:
+        return 2
+
+    def upload(self, pointer: int, source: int, nbytes: int, device: int, stream: int) -> None:
+        self.memory.write(pointer, np.frombuffer((ctypes.c_uint8 * nbytes).from_address(source), np.uint8))
+
+    def download(self, result: int, pointer: int, nbytes: int, device: int, stream: int) -> None:
+        ctypes.memmove(result, self.memory.view(pointer, nbytes).ctypes.data, nbytes)
 
     def follow(self, stream: int, leader: int, device: int) -> None:
         self.followed.append((stream, leader))
@@ -124,10 +134,10 @@ class Emulated:
     def allocate(self, nbytes: int) -> tuple[int, Any]:
         return self.memory.allocate(nbytes), None
 
-    def upload(self, pointer: int, data: np.ndarray) -> None:
+    def fill(self, pointer: int, data: np.ndarray) -> None:
         self.memory.write(pointer, data)
 
-    def download(self, pointer: int, nbytes: int) -> np.ndarray:
+    def contents(self, pointer: int, nbytes: int) -> np.ndarray:
         return self.memory.view(pointer, nbytes).copy()
 
 
@@ -152,10 +162,10 @@ class Real:
         owner = cuda.device_array(nbytes, np.uint8)
         return int(owner.__cuda_array_interface__["data"][0]), owner
 
-    def upload(self, pointer: int, data: np.ndarray) -> None:
+    def fill(self, pointer: int, data: np.ndarray) -> None:
         self._check(self._api.cuMemcpyHtoD(pointer, data.ctypes.data, data.nbytes))
 
-    def download(self, pointer: int, nbytes: int) -> np.ndarray:
+    def contents(self, pointer: int, nbytes: int) -> np.ndarray:
         self._check(self._api.cuCtxSynchronize())
         data = np.empty(nbytes, np.uint8)
         self._check(self._api.cuMemcpyDtoH(data.ctypes.data, pointer, nbytes))
