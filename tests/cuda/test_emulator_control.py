@@ -137,6 +137,23 @@ def test_a_missing_barrier_shows() -> None:
         assert np.array_equal(words(body, 256, order), np.arange(256)[::-1]) == (order == "together")
 
 
+def test_threads_of_a_warp_need_a_barrier_too() -> None:
+    """Each thread reads what its neighbour has written: warps in step hide that nothing orders the two."""
+    body = REVERSED.replace("mov.u32 %r4, %ntid.x; sub.u32 %r4, %r4, 1; sub.u32 %r4, %r4, %r0;", "xor.b32 %r4, %r0, 1;")
+    expected = np.arange(64) ^ 1
+    for order in (*ORDERS, "lanes"):
+        np.testing.assert_array_equal(words(body, 64, order), expected)
+        np.testing.assert_array_equal(words(body.replace("bar.sync 0;", "bar.warp.sync -1;"), 64, order), expected)
+        assert np.array_equal(words(body.replace("bar.sync 0;", ""), 64, order), expected) == (order != "lanes")
+
+
+def test_a_warp_barrier_that_some_lanes_never_reach() -> None:
+    text = "setp.gt.u32 %p1, %r0, 40; @%p1 bra END; bar.warp.sync {}; END: bar.sync 0;"
+    with pytest.raises(Fault, match="wait for the others forever"):
+        words(text.format(-1))
+    words("setp.gt.u32 %p1, %r0, 15; @%p1 bra END; bar.warp.sync 0xFFFF; END: ret;", 32)
+
+
 def test_a_missing_second_barrier_shows_in_one_order() -> None:
     """Write, barrier, read, write again: without a barrier after the read, a warp overwrites what another has yet to read."""
     again = "bar.sync 0; st.shared.u32 [%r5], 1000;"

@@ -10,6 +10,7 @@ import numpy as np
 from .parse import Instruction, Unsupported
 from .program import End, Program
 from .tensorcores import mbarrier_wait
+from .warps import warp_barrier
 
 if TYPE_CHECKING:
     from .machine import Wave
@@ -115,6 +116,7 @@ ENDS = {
     "exit": leave,
     "trap": trap,
     "bar.sync": barrier,
+    "bar.warp": warp_barrier,
     "barrier.sync": barrier,
     "barrier.cta": barrier,
     "mbarrier.try_wait": mbarrier_wait,

@@ -45,7 +45,8 @@ def launch(
     shared_bytes : dynamic shared memory of a block
     order : in which the warps of a block run, up to their next barrier each, and the blocks of the grid: "forward", "reverse" or
         "random:SEED".  "together" runs all warps of a block at once, instruction by instruction: several times faster, and blind to
-        missing barriers.
+        missing barriers.  "lanes" runs the first lane of all warps up to the next barrier, then the second one of all: it shows what
+        threads of one warp exchange without a barrier, and refuses shuffles and the like.
 
     Raises
     ------
@@ -60,7 +61,7 @@ def launch(
         raise Fault(f"a grid of {grid}")
     blocks = [(x, y, z) for z in range(grid[2]) for y in range(grid[1]) for x in range(grid[0])]
     warps = list(range(-(-threads // WARP)))
-    together = len(warps) if order == "together" else min(program.warps_together, len(warps))
+    together = len(warps) if order in ("together", "lanes") else min(program.warps_together, len(warps))
     groups = [warps[at : at + together] for at in range(0, len(warps), together)]
     shuffle = None
     if order == "reverse":
@@ -69,8 +70,8 @@ def launch(
     elif order.startswith("random:"):
         shuffle = random.Random(int(order.partition(":")[2])).shuffle
         shuffle(blocks)
-    elif order not in ("forward", "together"):
-        raise ValueError(f"order is forward, reverse, random:SEED or together, not {order!r}")
+    elif order not in ("forward", "together", "lanes"):
+        raise ValueError(f"order is forward, reverse, random:SEED, together or lanes, not {order!r}")
     addresses = _place_globals(program, memory)
     parameters = _parameter_bytes(program, values)
     size = max(1, LANES // (together * WARP))
@@ -82,7 +83,7 @@ def launch(
                 part = blocks[start : start + size]
                 if team is None or team.count != len(part):
                     team = Team(program, len(part), groups, block, grid, shared_bytes, memory, parameters, addresses)
-                team.run(part, shuffle)
+                team.run(part, shuffle, apart=order == "lanes")
     finally:
         for address in addresses.values():
             memory.free(address)
@@ -150,8 +151,8 @@ class Team:
         self.barriers: dict[Any, Any] = {}  # mbarrier objects, by (block, address)
         self.waves = [Wave(self, warps) for warps in groups]
 
-    def run(self, blocks: list[Dim], shuffle: Callable[[list[Wave]], None] | None) -> None:
-        """Run the blocks to their end; ``shuffle`` reorders the waves anew after each barrier."""
+    def run(self, blocks: list[Dim], shuffle: Callable[[list[Wave]], None] | None, apart: bool) -> None:
+        """Run the blocks to their end; ``shuffle`` reorders the waves anew after each barrier, ``apart`` as :meth:`Wave.run`."""
         self.blocks = blocks
         self.barriers.clear()
         self.shared.bytes[...] = POISON
@@ -161,7 +162,7 @@ class Team:
             if shuffle is not None:
                 shuffle(self.waves)
             for wave in self.waves:
-                wave.run()
+                wave.run(apart)
             if not any(wave.parked for wave in self.waves):
                 return
             if not self._release():
@@ -276,8 +277,17 @@ class Wave:
         self.commits[...] = 0
         self.copies.clear()
 
-    def run(self) -> None:
-        """Until every lane has left or waits."""
+    def run(self, apart: bool) -> None:
+        """Until every lane has left or waits; ``apart``: one lane of each warp after the other."""
+        if not apart:
+            self._run_ready()
+            return
+        everyone, lane = self.ready, self.lane_index % WARP
+        for number in range(WARP):
+            self.ready = {block: some for block, lanes in everyone.items() if (some := lanes & (lane == number)).any()}
+            self._run_ready()
+
+    def _run_ready(self) -> None:
         blocks, ready = self.program.blocks, self.ready
         while ready:
             self.steps += 1

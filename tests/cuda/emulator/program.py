@@ -57,12 +57,13 @@ class Program:
 
     Attributes
     ----------
+    text : the PTX
     name : the entry's name
     parameters : (name, PTX type, bytes) of each parameter in order; the type is that of the declaration ("u64", "f32", "b8" for an array)
     """
 
     def __init__(self, ptx: str) -> None:
-        self.source = Source(ptx)
+        self.text, self.source = ptx, Source(ptx)
         self.name = self.source.name
         self.parameters = self.source.parameters
         self.slots: dict[Slot, int] = {}

@@ -9,15 +9,7 @@ import numpy as np
 
 from .machine import WARP, Wave
 from .parse import Instruction, Unsupported
-from .program import Mask, Program, Run
-
-
-def everyone(wave: Wave, mask: Mask) -> np.ndarray:
-    """The mask as an array, in whole warps: the instruction is undefined where lanes of its warp are elsewhere."""
-    lanes = np.broadcast_to(np.bool_(True), (wave.lanes,)) if mask is True else mask
-    if mask is not True:
-        wave.whole_warps(lanes)
-    return lanes
+from .program import End, Mask, Program, Run
 
 
 def _members(wave: Wave, mask: Mask, members: np.ndarray) -> np.ndarray:
@@ -105,16 +97,29 @@ def _active_lanes(program: Program, i: Instruction) -> Run:
     return run
 
 
-def _warp_barrier(program: Program, i: Instruction) -> Run:
-    """bar.warp.sync: the lanes of a warp run in step already, so this orders nothing that was not ordered."""
-    if i.opcode[:3] != ("bar", "warp", "sync"):
-        raise Unsupported("this barrier")
-    return lambda wave, mask: None
+def warp_barrier(program: Program, i: Instruction, following: int) -> End:
+    """bar.warp.sync members: the lanes go on when all live ones that are named have come."""
+    if i.guard:
+        raise Unsupported("only an unguarded bar.warp.sync")
+    members = program.read(i.operands[0], "u32", i)
+
+    def complete(wave: Wave, lanes: np.ndarray) -> np.ndarray:
+        named = _per_warp(wave.r[members], lanes).astype(np.uint64) >> (wave.lane_index % WARP).astype(np.uint64) & np.uint64(1)
+        missing = (named == 1) & wave.live & ~lanes
+        return np.repeat(~missing.reshape(-1, WARP).any(1), WARP)
+
+    def end(wave: Wave, mask: np.ndarray) -> None:
+        arrived = mask & complete(wave, mask)
+        wave.go(following, arrived)
+        rest = np.greater(mask, arrived)
+        if rest.any():
+            wave.park((complete, i), following, rest)
+
+    return end
 
 
 WARPS: dict[str, Callable[[Program, Instruction], Run]] = {
     "shfl": _shuffle,
     "vote": _vote,
     "activemask": _active_lanes,
-    "bar": _warp_barrier,
 }
