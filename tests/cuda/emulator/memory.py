@@ -54,18 +54,17 @@ class Memory:
         self._free: defaultdict[int, deque[int]] = defaultdict(deque)  # bytes reserved -> offsets, oldest first
 
     def allocate(self, nbytes: int, poison: bool = True) -> int:
-        """Address of ``nbytes`` new bytes.  ``poison=False`` leaves them zero, for sparse allocations too large to be touched."""
+        """Address of ``nbytes`` bytes.  ``poison=False`` leaves them as they are, for an allocation too large to be touched all over."""
         reserved = -(-nbytes // 256) * 256 + RED_ZONE
-        if self._free[reserved] and len(self._free[reserved]) > 8:  # a freed address comes back late, so that a use after free is seen
-            offset = self._free[reserved].popleft()
+        freed = self._free[reserved]
+        full = self._top + reserved > self._size
+        if len(freed) > 8 or (full and freed):  # what was freed is used again late, so that a use after free is seen
+            offset = freed.popleft()
+        elif full:
+            raise MemoryError(f"{nbytes} bytes do not fit: {self._size - self._top} of {self._size} are left")
         else:
             offset = self._top
-            if offset + reserved > self._size:
-                if not self._free[reserved]:
-                    raise MemoryError(f"{nbytes} bytes do not fit: {self._size - self._top} of {self._size} are left")
-                offset = self._free[reserved].popleft()
-            else:
-                self._top += reserved
+            self._top += reserved
         insort(self._starts, offset)
         self._sizes[offset] = nbytes
         if poison:
