@@ -34,16 +34,19 @@ def info(options: argparse.Namespace) -> int:
     """Versions, the CPU that is compiled for, threads, and the algorithms, fastest first."""
     import numba
 
+    from . import cuda
     from .choose import registry
     from .cpu.target import target
 
     cpu = target()
     print(f"numbaconv {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
-    for package in ("numba", "llvmlite", "numpy", "ml_dtypes", "safetensors", "scipy", "pillow"):
+    for package in ("numba", "llvmlite", "numpy", "ml_dtypes", "safetensors", "scipy", "pillow", "numba-cuda"):
         print(f"  {package:<12}{_version(package)}")
     print(f"CPU target    {8 * cpu.vector_bytes}-bit vectors, {cpu.registers} registers, {'fma' if cpu.fma else 'no fma'}")
     print(f"threads       {numba.get_num_threads()}")
     print(f"algorithms    {', '.join(f'{a.name} ({a.accuracy})' for a in registry('cpu'))}")
+    reason = cuda.unavailable_reason()
+    print(f"CUDA          {reason or 'available: ' + ', '.join(a.name for a in registry('cuda'))}")
     return 0
 
 
@@ -55,13 +58,13 @@ def explain(options: argparse.Namespace) -> int:
     from .explanation import Explanation
     from .problem import Problem
 
-    asked = {"precision": options.precision, "algorithm": options.algorithm}
+    asked = {"precision": options.precision, "algorithm": options.algorithm, "device": options.device}
     given = {name: getattr(options, name) for name in _GEOMETRY if getattr(options, name) is not None}
     if len(options.problem) == 1:
         if given:
             raise ValueError(f"--{next(iter(given)).replace('_', '-')} goes with two shapes; the text form of a problem says all of it")
         problem = Problem.parse(options.problem[0])
-        print(Explanation(problem, choose(problem, **asked)))
+        print(Explanation(problem, choose(problem, **asked | {"device": options.device or "cpu"})))
         return 0
     if len(options.problem) > 2:
         raise ValueError(f"expected the text form of a problem, or an input shape and a weight shape, got {len(options.problem)} arguments")
@@ -162,6 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("padding-mode", "dtype", "out-dtype", "precision"):
         what.add_argument(f"--{name}", metavar="NAME")
     what.add_argument("--algorithm", default="auto", metavar="NAME", help="ask for this one instead of the best")
+    what.add_argument("--device", choices=("cpu", "cuda"), help="whose algorithms (default: cpu)")
     return parser
 
 

@@ -7,11 +7,12 @@ output element depend on neither.
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from .problem import Problem
+from .problem import Problem, itemsize
 
 PRECISIONS = (None, "ieee", "fast", "tf32")
 Accuracy = Literal["definition", "transform", "loose"]
@@ -78,6 +79,8 @@ class Choice:
     verdicts: tuple[Verdict, ...]
     memory: int
     """Bytes of workspace and packed weight: what a call allocates at most beside its result."""
+    arithmetic: str
+    """What products are formed and summed in, in words."""
 
 
 def choose(problem: Problem, precision: str | None = None, algorithm: str = "auto", device: str = "cpu") -> Choice:
@@ -130,7 +133,16 @@ def _choose(problem: Problem, precision: str | None, algorithm: str, device: str
     if verdict.reason is not None:
         raise ValueError(f"algorithm {verdict.name!r} declines: {verdict.reason}")
     setup = found[taken].setup(problem)
-    return Choice(verdict.name, setup, verdicts, setup.workspace + (0 if problem.direction == "weight_grad" else setup.packed_bytes))
+    memory = setup.workspace + (0 if problem.direction == "weight_grad" else setup.packed_bytes)
+    return Choice(verdict.name, setup, verdicts, memory, _arithmetic(problem, precision))
+
+
+def _arithmetic(problem: Problem, precision: str | None) -> str:
+    """The accumulator's arithmetic; nothing here rounds factors to less than their dtype, also where a caller allows it."""
+    wide = {"float16": "float32", "bfloat16": "float32", "complex64": "float32", "complex128": "float64"}.get(problem.dtype, problem.dtype)
+    if "float" not in wide:
+        return f"integers modulo 2**{8 * itemsize(problem.out_dtype)}"
+    return f"IEEE {wide}" + (", although precision 'tf32' allows less" if precision == "tf32" else "")
 
 
 def registry(device: str) -> tuple[Algorithm, ...]:
@@ -140,6 +152,8 @@ def registry(device: str) -> tuple[Algorithm, ...]:
 
         return ALGORITHMS
     if device == "cuda":
+        if importlib.util.find_spec("numba_cuda") is None:
+            raise ModuleNotFoundError("device 'cuda' needs numba-cuda: pip install numbaconv[cuda13], or numbaconv[cuda12]")
         from .cuda import algorithms
 
         return algorithms.ALGORITHMS

@@ -33,6 +33,7 @@ class Explanation:
             ("work", f"{p.flops / 1e9:.4g} GFLOP by the definition"),
             ("traffic", f"{p.bytes / 2**20:.4g} MiB, {p.flops / max(p.bytes, 1):.1f} FLOP a byte"),
             ("algorithm", self.algorithm),
+            ("arithmetic", self.choice.arithmetic),
             ("memory", f"workspace at most {setup.workspace:,} bytes, packed weight {setup.packed_bytes:,} bytes"),
         ]
         for verdict in self.choice.verdicts:

@@ -107,6 +107,11 @@ class Plan:
         return self._choice.name
 
     @property
+    def arithmetic(self) -> str:
+        """What products are formed and summed in: ``"IEEE float32"`` also where ``precision="tf32"`` was asked for."""
+        return self._choice.arithmetic
+
+    @property
     def workspace(self) -> int:
         """Upper bound, in bytes, of the memory that a call allocates beside its result."""
         return self._choice.setup.workspace
@@ -145,7 +150,10 @@ class Plan:
         raise error(f"input must live where the plan's weight does, in {place}, got input in {place_of(x)}")
 
     def __repr__(self) -> str:
-        return f"Plan({self.problem}, algorithm={self.algorithm!r}, workspace={self.workspace}, packed_bytes={self.packed_bytes})"
+        return (
+            f"Plan({self.problem}, algorithm={self.algorithm!r}, arithmetic={self.arithmetic!r}, workspace={self.workspace}, "
+            f"packed_bytes={self.packed_bytes})"
+        )
 
 
 def plan(
@@ -204,18 +212,21 @@ def explain(
     out_dtype: Any = None,
     precision: str | None = None,
     algorithm: str = "auto",
+    device: str | None = None,
 ) -> Explanation:
     """What a call with these arguments would do, without doing it: ``print(numbaconv.explain(x, w, padding=1))``.
 
-    Takes the arguments of :func:`plan`; weight and bias may be shapes too.  The text shows shapes, the formula and the output size,
-    FLOPs, bytes, the algorithm taken with its workspace, and why each other one was not.
+    Takes the arguments of :func:`plan`; weight and bias may be shapes too.  ``device`` is ``"cpu"`` or ``"cuda"``, or None for that of the
+    arrays (``"cpu"`` for shapes); ``"cuda"`` needs no GPU, but the packages of the extra.  The text shows shapes, the formula and the
+    output size, FLOPs, bytes, the algorithm taken with its workspace, and why each other one was not.
     """
     problem = describe(
         input_or_shape, weight, bias, stride, padding, dilation, groups, transposed=transposed, output_padding=output_padding,
         padding_mode=padding_mode, dtype=dtype, out_dtype=out_dtype,
     )  # fmt: skip
-    arrays = [a for a in (input_or_shape, weight, bias) if a is not None and not isinstance(a, (tuple, list))]
-    device = device_of(check_array("weight", arrays[0])) if arrays else "cpu"
+    if device is None:
+        arrays = [a for a in (input_or_shape, weight, bias) if a is not None and not isinstance(a, (tuple, list))]
+        device = device_of(check_array("weight", arrays[0])) if arrays else "cpu"
     return Explanation(problem, choose(problem, precision, algorithm, device))
 
 
