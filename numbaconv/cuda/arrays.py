@@ -9,6 +9,7 @@ Sources: https://nvidia.github.io/numba-cuda/user/cuda_array_interface.html, htt
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -59,24 +60,33 @@ class _TorchLibrary:
     name = "torch"
 
     def empty(self, shape: tuple[int, ...], dtype: str, device: int, stream: int) -> Any:
-        import torch
-
-        kind = getattr(torch, dtype)
+        torch = _module("torch")
+        kind, where = _torch_kinds(dtype, device)
         if same_stream(stream, self.stream(device)):
-            return torch.empty(shape, dtype=kind, device=f"cuda:{device}")
+            return torch.empty(shape, dtype=kind, device=where)
         with torch.cuda.stream(torch.cuda.ExternalStream(stream, device=device)):
-            return torch.empty(shape, dtype=kind, device=f"cuda:{device}")
+            return torch.empty(shape, dtype=kind, device=where)
 
     def stream(self, device: int) -> int:
-        raw = _raw_stream()
-        return int(raw(device))
+        return int(_raw_stream()(device))
+
+
+@functools.cache
+def _module(name: str) -> Any:
+    """A library that the caller has imported already; an import statement would look for it in every call."""
+    return importlib.import_module(name)
+
+
+@functools.cache
+def _torch_kinds(dtype: str, device: int) -> tuple[Any, Any]:
+    torch = _module("torch")
+    return getattr(torch, dtype), torch.device("cuda", device)
 
 
 @functools.cache
 def _raw_stream() -> Callable[[int], int]:
     """The handle of torch's current stream; by way of the public function it takes ten times as long."""
-    import torch
-
+    torch = _module("torch")
     fast = getattr(torch._C, "_cuda_getCurrentRawStream", None)
     return fast or (lambda device: torch.cuda.current_stream(device).cuda_stream)
 
@@ -84,7 +94,7 @@ def _raw_stream() -> Callable[[int], int]:
 def _torch(name: str, value: Any) -> DeviceArray | None:
     if not value.is_cuda:
         return None
-    if value.requires_grad and _torch_tracks_gradients():
+    if value.requires_grad and _module("torch").is_grad_enabled():
         raise TypeError(f"{name} must not require a gradient, which would be lost: pass {name}.detach(), or call under torch.no_grad()")
     kind = value.dtype
     dtype = _TORCH_NAMES.get(kind)
@@ -92,7 +102,8 @@ def _torch(name: str, value: Any) -> DeviceArray | None:
         dtype = _TORCH_NAMES[kind] = str(kind).removeprefix("torch.")
     if kind.is_complex:  # one device copy where torch has put off a conjugation or negation
         value = value.resolve_conj()
-    value = value.resolve_neg()
+    if value.is_neg():
+        value = value.resolve_neg()
     try:
         strides = value.stride()
     except RuntimeError:
@@ -105,28 +116,19 @@ def _torch(name: str, value: Any) -> DeviceArray | None:
 _TORCH_NAMES: dict[Any, str] = {}
 
 
-def _torch_tracks_gradients() -> bool:
-    import torch
-
-    return bool(torch.is_grad_enabled())
-
-
 # ---- CuPy --------------------------------------------------------------------------------------------------------------
 class _CupyLibrary:
     name = "cupy"
 
     def empty(self, shape: tuple[int, ...], dtype: str, device: int, stream: int) -> Any:
-        import cupy
-
+        cupy = _module("cupy")
         if same_stream(stream, self.stream(device)) and cupy.cuda.runtime.getDevice() == device:
             return cupy.empty(shape, dtype_named(dtype))
         with cupy.cuda.Device(device), _foreign_stream(cupy, stream, device):
             return cupy.empty(shape, dtype_named(dtype))
 
     def stream(self, device: int) -> int:
-        import cupy
-
-        return int(cupy.cuda.get_current_stream(device).ptr)
+        return int(_module("cupy").cuda.get_current_stream(device).ptr)
 
 
 class _StreamHandle:
@@ -212,13 +214,14 @@ def _pointer(owner: Any) -> int:
     return int(owner.__cuda_array_interface__["data"][0])
 
 
-def contiguous(shape: Sequence[int], size: int) -> tuple[int, ...]:
+@functools.lru_cache(maxsize=1024)
+def contiguous(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
     """Strides in bytes of a C-contiguous array."""
     strides = []
     for n in reversed(shape):
         strides.append(size)
         size *= max(n, 1)
-    return tuple(reversed(strides))
+    return tuple(strides[::-1])
 
 
 # ---- streams -----------------------------------------------------------------------------------------------------------
@@ -248,7 +251,5 @@ def ordered(array: DeviceArray, stream: int) -> DeviceArray:
         driver().follow(stream, array.stream, array.device)
         record = getattr(array.owner, "record_stream", None)
         if record is not None:  # torch must not hand the memory out again before that work is done
-            import torch
-
-            record(torch.cuda.ExternalStream(stream, device=array.device))
+            record(_module("torch").cuda.ExternalStream(stream, device=array.device))
     return array.seen(array.shape, array.strides, stream)
