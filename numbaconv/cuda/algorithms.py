@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from ..choose import Algorithm
+from .depthwise import Depthwise
 from .direct import Direct
 from .implicit_gemm import ImplicitGemm
+from .weight_grad import WeightGemm
 
-ALGORITHMS: tuple[Algorithm, ...] = (ImplicitGemm(), Direct())
+ALGORITHMS: tuple[Algorithm, ...] = (Depthwise(), ImplicitGemm(), WeightGemm(), Direct())

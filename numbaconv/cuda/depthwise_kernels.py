@@ -16,7 +16,7 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
-from numba import cuda, njit
+from numba import cuda
 from numba.cuda import types
 from numba.cuda.types import int32, int64, uint32, uint64
 
@@ -87,7 +87,7 @@ class Form:
     def registers(self) -> int:
         """About as many as the values of a thread need."""
         taps, results = self.kernel[0] * self.kernel[1], self.rows * self.columns
-        return 30 + (taps + results + 2 * self.reach(1)[1]) * self.lanes * (2 if self.dtype == "float64" else 1)
+        return 33 + (taps + results + 4 * self.reach(1)[1]) * self.lanes * (2 if self.dtype == "float64" else 1)
 
 
 def divisor(size: int) -> tuple[int, int]:
@@ -107,7 +107,7 @@ def kernel(form: Form) -> Kernel:
     return Kernel(form.name, _march(form), signature, THREADS, blocks)
 
 
-@njit(inline="always")
+@cuda.jit(device=True, forceinline=True)
 def _divide(number, magic, shift):  # type: ignore[no-untyped-def]
     return uint32(uint64(uint64(number) * uint64(magic)) >> uint64(shift))
 
@@ -122,14 +122,13 @@ def _march(form: Form) -> Any:
     SIZE, SUMS, ZERO, WIDE = one.bytes, one.sum_type, one.zero, element(one.accumulator).bytes
     RESULTS, TAPS, VALUES = ROWS * COLUMNS * LANES, KH * KW * LANES, CELLS * LANES
     load_weight, load_bias, store = _load(one.accumulator, LANES), _load(form.dtype, LANES), _store(form.dtype, LANES)
-    mapped, march = njit(inline="always")(source_index), _rows(form, 0)
+    mapped, march = cuda.jit(device=True, forceinline=True)(source_index), _rows(form, 0)
 
     def kernel(source, weight, bias, result, g):  # type: ignore[no-untyped-def]
         acc = cuda.local.array(RESULTS, SUMS)
         taps = cuda.local.array(TAPS, SUMS)
         values = cuda.local.array(VALUES, SUMS)
-        there = cuda.local.array(CELLS, types.boolean)  # whether a column of source cells exists
-        place = cuda.local.array(CELLS, int32)  # and its bytes from the row's first
+        cells = cuda.local.array(CELLS, int32)  # along w, where they are mapped
 
         number = uint32(uint32(cuda.blockIdx.x) * uint32(THREADS) + uint32(cuda.threadIdx.x))
         if number >= g.threads:
@@ -150,14 +149,9 @@ def _march(form: Form) -> Any:
             from_w = int32(int32(int32(first_w + g.pad_w) // int32(SW)) + int32(LOW_W))
         else:
             from_h, from_w = int32(int32(first_h * int32(SH)) - g.pad_h), int32(int32(first_w * int32(SW)) - g.pad_w)
-        for c in range(CELLS):
-            cell = int32(from_w + int32(c))
-            if MAPPED:
-                cell = int32(mapped(cell, g.source_w, g.mode))
-                place[c] = int32(int64(cell) * int64(g.from_w))
-            else:
-                place[c] = int32(int64(c) * int64(g.from_w))
-            there[c] = uint32(cell) < uint32(g.source_w)
+        if MAPPED:
+            for c in range(CELLS):
+                cells[c] = int32(mapped(int32(from_w + int32(c)), g.source_w, g.mode))
         read = int32(channel // g.multiplier) if MULTIPLIES else channel
         base = uint64(source + uint64(int64(int64(read) * g.from_c)))
         if not MAPPED:
@@ -185,12 +179,11 @@ def _march(form: Form) -> Any:
                 at = int64(int64(int64(tap_d) * int64(KH * KW)) * g.taps_pitch)
                 at_weight = uint64(weight + uint64(int64(at + int64(channel))) * uint64(WIDE))
                 for i in range(KH * KW):
-                    loaded = load_weight(at_weight, True)
-                    at_weight = uint64(at_weight + uint64(g.taps_pitch) * uint64(WIDE))
+                    loaded = load_weight(uint64(at_weight + uint64(int64(int64(i) * g.taps_pitch)) * uint64(WIDE)), True)
                     for v in range(LANES):
                         taps[i * LANES + v] = loaded[v]
                 start = uint64(base + uint64(int64(int64(int64(image) * g.from_n) + int64(int64(cell) * g.from_d))))
-                march(acc, taps, values, there, place, start, g.from_h, from_h, exists, g.source_h, g.mode)
+                march(acc, taps, values, cells, start, exists, from_h, from_w, g)
             row = uint64(target + uint64(int64(int64(image) * g.to_n)))
             added = load_bias(uint64(bias + uint64(uint32(channel)) * uint64(SIZE)), g.has_bias != int32(0))
             for i in range(ROWS):
@@ -212,24 +205,26 @@ def _rows(form: Form, first: int) -> Any:
     MAPPED, TRANSPOSED, UNIT = form.mapped, form.transposed, form.unit and not form.mapped
     (LOW_H, span), (LOW_W, CELLS) = form.reach(0), form.reach(1)
     FIRST, LAST = first, min(span, first + max(1, UNROLLED // (KH * KW * COLUMNS * LANES)))
-    load, mapped = _load(form.dtype, LANES), njit(inline="always")(source_index)
+    load, mapped = _load(form.dtype, LANES), cuda.jit(device=True, forceinline=True)(source_index)
     fma_where = ptx.fma_where(element(form.dtype).accumulator)
     opaque = ptx.opaque
     rest = _rows(form, LAST) if span > LAST else _nothing
 
-    @njit(inline="always")
-    def march(acc, taps, values, there, place, start, pitch, from_h, exists, height, mode):  # type: ignore[no-untyped-def]
+    @cuda.jit(device=True, forceinline=True)
+    def march(acc, taps, values, cells, start, exists, from_h, from_w, g):  # type: ignore[no-untyped-def]
         row = start
         for r in range(FIRST, LAST):
             cell = int32(from_h + int32(r))
             if MAPPED:
-                cell = int32(mapped(cell, height, mode))
-                row = uint64(start + uint64(int64(int64(cell) * int64(pitch))))
+                cell = int32(mapped(cell, g.source_h, g.mode))
+                row = uint64(start + uint64(int64(int64(cell) * int64(g.from_h))))
             row = opaque(row)
-            taken = exists and uint32(cell) < uint32(height)
+            taken = exists and uint32(cell) < uint32(g.source_h)
             for c in range(CELLS):
-                offset = uint64(c * SIZE) if UNIT else uint64(int64(place[c]))
-                loaded = load(uint64(row + offset), taken and there[c])
+                at = cells[c] if MAPPED else int32(c)
+                offset = uint64(c * SIZE) if UNIT else uint64(int64(at) * int64(g.from_w))
+                cell = at if MAPPED else int32(from_w + at)
+                loaded = load(uint64(row + offset), taken and uint32(cell) < uint32(g.source_w))
                 for v in range(LANES):
                     values[c * LANES + v] = loaded[v]
             for kh in range(KH):
@@ -246,24 +241,24 @@ def _rows(form: Form, first: int) -> Any:
                                 c = (j - kw * DW) // SW
                                 if c * SW == j - kw * DW:
                                     c -= LOW_W
+                                    there = taken and uint32(int32(from_w + int32(c))) < uint32(g.source_w)
                                     for v in range(LANES):
+                                        value, tap = values[c * LANES + v], taps[(kh * KW + kw) * LANES + v]
                                         at = (i * COLUMNS + j) * LANES + v
-                                        acc[at] = fma_where(
-                                            values[c * LANES + v], taps[(kh * KW + kw) * LANES + v], acc[at], taken and there[c]
-                                        )
+                                        acc[at] = fma_where(value, tap, acc[at], there)
                             else:
                                 c = j * SW + kw * DW
                                 for v in range(LANES):
                                     acc[(i * COLUMNS + j) * LANES + v] += values[c * LANES + v] * taps[(kh * KW + kw) * LANES + v]
             if not MAPPED:
-                row = uint64(row + uint64(int64(pitch)))
-        rest(acc, taps, values, there, place, start if MAPPED else row, pitch, from_h, exists, height, mode)
+                row = uint64(row + uint64(int64(g.from_h)))
+        rest(acc, taps, values, cells, start if MAPPED else row, exists, from_h, from_w, g)
 
     return march
 
 
-@njit(inline="always")
-def _nothing(acc, taps, values, there, place, start, pitch, from_h, exists, height, mode):  # type: ignore[no-untyped-def]
+@cuda.jit(device=True, forceinline=True)
+def _nothing(acc, taps, values, cells, start, exists, from_h, from_w, g):  # type: ignore[no-untyped-def]
     pass
 
 
@@ -275,18 +270,18 @@ def _load(dtype: str, lanes: int) -> Any:
     read, widen = ptx.load_where("uint16", lanes), ptx.half_to_float if dtype == "float16" else ptx.bfloat_to_float
     if lanes == 1:
 
-        @njit(inline="always")
+        @cuda.jit(device=True, forceinline=True)
         def load(address, taken):  # type: ignore[no-untyped-def]
             return (widen(read(address, taken)[0]),)
     elif lanes == 2:
 
-        @njit(inline="always")
+        @cuda.jit(device=True, forceinline=True)
         def load(address, taken):  # type: ignore[no-untyped-def]
             a, b = read(address, taken)
             return widen(a), widen(b)
     else:
 
-        @njit(inline="always")
+        @cuda.jit(device=True, forceinline=True)
         def load(address, taken):  # type: ignore[no-untyped-def]
             a, b, c, d = read(address, taken)
             return widen(a), widen(b), widen(c), widen(d)
@@ -302,23 +297,23 @@ def _store(dtype: str, lanes: int) -> Any:
     narrow = (ptx.float_to_half if dtype == "float16" else ptx.float_to_bfloat) if half else _same
     if lanes == 1:
 
-        @njit(inline="always")
+        @cuda.jit(device=True, forceinline=True)
         def store(address, sums, first):  # type: ignore[no-untyped-def]
             write(address, narrow(sums[first]))
     elif lanes == 2:
 
-        @njit(inline="always")
+        @cuda.jit(device=True, forceinline=True)
         def store(address, sums, first):  # type: ignore[no-untyped-def]
             write(address, (narrow(sums[first]), narrow(sums[first + 1])))
     else:
 
-        @njit(inline="always")
+        @cuda.jit(device=True, forceinline=True)
         def store(address, sums, first):  # type: ignore[no-untyped-def]
             write(address, (narrow(sums[first]), narrow(sums[first + 1]), narrow(sums[first + 2]), narrow(sums[first + 3])))
 
     return store
 
 
-@njit(inline="always")
+@cuda.jit(device=True, forceinline=True)
 def _same(value):  # type: ignore[no-untyped-def]
     return value

@@ -21,9 +21,10 @@ from .elements import element
 from .geometry import mode_of, numbers, too_long
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
-TILES = tuple((rows, columns) for rows in (128, 64, 32, 16) for columns in (128, 64, 32) if rows * columns >= 1024)
+TILES = tuple((rows, columns) for rows in (128, 64, 32, 16) for columns in (128, 64, 32))
 LEAST_CHUNK = 256  # cells
 WAVES = 2  # of blocks, at most
+BATCH = 32  # of which the cost of one image is a part: the sum is cut so that many images fill the device
 
 # The cost model: lanes of multiply-adds a second and threads at once of one H100; instructions of a thread for one cell, beside its
 # multiply-adds, and for one copy; bytes a second of the chunks' results, written and read.
@@ -47,11 +48,13 @@ class WeightGemm:
             return "it computes gradients of the weight, not results or gradients of the input"
         if problem.dtype not in DTYPES:
             return f"it computes {', '.join(DTYPES)}, not {problem.dtype}"
+        if problem.in_per_group == 0:
+            return "there are no channels"
         return too_long(problem)
 
     def cost(self, problem: Problem) -> float:
         setup = WeightGemmSetup(problem.per_image)
-        return setup.seconds(setup.chunks(1), 1)
+        return setup.seconds(setup.chunks(BATCH), BATCH) / BATCH
 
     def setup(self, problem: Problem) -> WeightGemmSetup:
         return WeightGemmSetup(problem)
@@ -80,7 +83,7 @@ class WeightGemmSetup:
     @functools.cached_property
     def sizes(self) -> tuple[int, int]:
         """Rows and columns of a tile: those that waste least."""
-        return min((tile for tile in TILES if tile[0] * tile[1] <= 256 * self.each**2), key=self._instructions)
+        return min((tile for tile in TILES if 32 <= self.threads(tile) <= 256), key=self._instructions)
 
     def tiles(self, sizes: tuple[int, int]) -> int:
         return self.problem.groups * -(-self.problem.out_per_group // sizes[0]) * -(-self.columns // sizes[1])
@@ -169,7 +172,7 @@ def products_geometry(
 ) -> k.Geometry:
     """The numbers of the first kernel; ``source`` and ``grad`` are strides in elements."""
     rows, columns, cells = p.out_per_group, p.in_per_group * p.taps, math.prod(p.out_size)
-    jump, rest = [], k.DEPTH
+    jump, rest, size = [], k.DEPTH, itemsize(p.dtype)
     for n in reversed(p.out_size):
         jump.append(rest % n)
         rest //= n
@@ -177,7 +180,7 @@ def products_geometry(
     axes = (p.out_size, p.in_size, p.kernel, p.stride, low, p.dilation, jump[::-1], grad[2:], source[2:])
     return k.Geometry(
         rows, columns, p.in_per_group, p.taps, -(-rows // tile.rows), -(-columns // tile.columns), p.groups, mode_of(p), by_tap, chunk,
-        *(number for triple in axes for number in triple), rest, grad[1], source[1], grad[0], source[0], cells, batch * cells,
+        *(number for triple in axes for number in triple), rest, grad[1], source[1], grad[0] * size, source[0] * size, cells, batch * cells,
     )  # fmt: skip
 
 

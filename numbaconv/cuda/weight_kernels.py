@@ -15,10 +15,11 @@ Source of the tiling: https://github.com/NVIDIA/cutlass/blob/main/media/docs/cpp
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
-from numba import cuda, njit
+from numba import cuda
 from numba.cuda import types
 from numba.cuda.types import int32, int64, uint32, uint64
 
@@ -45,12 +46,12 @@ _COUNTS = (
 )  # fmt: skip
 _LONG = ("grad_image", "cell_image", "cells", "total")
 Geometry: Any = named("Geometry", _COUNTS + _LONG)
-"""Numbers of the first kernel: strides are in elements.
+"""Numbers of the first kernel.
 
 rows, columns : output channels of a group, and its (channel, tap) pairs; by_tap : whether neighbouring columns are taps of one channel
 chunk : cells of a chunk, a multiple of DEPTH; cells, total : of one image, of all images
 jump_* : DEPTH cells as a step of (images, d, h, w), each digit below its axis
-grad_*, cell_* : strides of the output gradient and of the input
+grad_*, cell_* : strides of the output gradient and of the input, in elements, from image to image in bytes
 """
 GEOMETRY = types.NamedTuple((int32,) * len(_COUNTS) + (int64,) * len(_LONG), Geometry)
 
@@ -91,67 +92,57 @@ def _products(dtype: str, sums: str, tile: Tile) -> Any:
     MAPPED, GRAD_LANES, CELL_LANES = tile.mapped, tile.grad_lanes, tile.cell_lanes
     SIZE, WIDE = element(dtype).bytes, element(sums).bytes
     LANES = 16 // WIDE  # of one load from shared memory
-    PIECES = EACH // LANES
-    THREAD_COLUMNS = COLUMNS // EACH
-    ROW_PITCH, COLUMN_PITCH = ROWS + LANES, COLUMNS + LANES  # so that 8 cells x 4 rows of a warp's copies meet 32 banks
-    ROW_SHARED, COLUMN_SHARED, TABLE, RESULTS = STAGES * DEPTH * ROW_PITCH, STAGES * DEPTH * COLUMN_PITCH, COLUMNS * 4, EACH**2
-    STEP = THREADS // DEPTH
+    ROW_PITCH, COLUMN_PITCH = (ROWS + LANES) * WIDE, (COLUMNS + LANES) * WIDE  # so that 8 cells x 4 rows of a warp's copies meet 32 banks
+    ROW_STEP, COLUMN_STEP = DEPTH * ROW_PITCH, DEPTH * COLUMN_PITCH
+    ROW_SHARED, COLUMN_SHARED, TABLE = STAGES * ROW_STEP // WIDE, STAGES * COLUMN_STEP // WIDE, ROWS + COLUMNS * 4
+    STEP, ACROSS, RESULTS = THREADS // DEPTH, COLUMNS // EACH, EACH**2
     GRAD_COPIES, CELL_COPIES = ROWS * DEPTH // (THREADS * GRAD_LANES), COLUMNS * DEPTH // (THREADS * CELL_LANES)
     SUMS, ZERO = getattr(types, sums), element(sums).zero
     copy_grad, copy_cells = _copy(dtype, sums, GRAD_LANES), _copy(dtype, sums, CELL_LANES)
-    load_piece, load_column, store_column = ptx.load_shared(sums, LANES), ptx.load_shared("int32", 4), ptx.store_shared("int32", 4)
-    store_piece, mapped = ptx.store(sums), njit(inline="always")(source_index)
-    commit, wait, shared_address = ptx.commit_async, ptx.wait_async(STAGES - 2), ptx.shared_address
+    tabulate, multiply, write = _tabulate(tile), _multiply(sums, tile), _write(sums, tile)
+    BATCH = math.gcd(CELL_COPIES, 4)  # copies whose addresses are worked out together
+    load_row, load_column = ptx.load_shared("int32"), ptx.load_shared("int32", 4)
+    shared_address, opaque = ptx.shared_address, ptx.opaque
+    commit, wait, mapped = ptx.commit_async, ptx.wait_async(STAGES - 2), cuda.jit(device=True, forceinline=True)(source_index)
 
     def kernel(grad, source, workspace, g):  # type: ignore[no-untyped-def]
         row_steps = cuda.shared.array(ROW_SHARED, SUMS, alignment=16)
         column_steps = cuda.shared.array(COLUMN_SHARED, SUMS, alignment=16)
-        table = cuda.shared.array(TABLE, int32, alignment=16)  # of each column: offset in the input, place of its tap along the axes
+        table = cuda.shared.array(TABLE, int32, alignment=16)
         row_base, column_base, table_base = shared_address(row_steps), shared_address(column_steps), shared_address(table)
         acc = cuda.local.array(RESULTS, SUMS)
-        left = cuda.local.array(EACH, SUMS)
-        right = cuda.local.array(EACH, SUMS)
-        for i in range(EACH * EACH):
+        for i in range(RESULTS):
             acc[i] = ZERO
+        offsets = cuda.local.array(BATCH, int32)
+        inside = cuda.local.array(BATCH, types.boolean)
 
         thread = int32(cuda.threadIdx.x)
-        block = int32(cuda.blockIdx.x)
-        column_tile, block = int32(block % g.column_tiles), int32(block // g.column_tiles)
-        row_tile, group = int32(block % g.row_tiles), int32(block // g.row_tiles)
+        tiles, column_tile = _divide(int32(cuda.blockIdx.x), g.column_tiles)
+        group, row_tile = _divide(tiles, g.row_tiles)
         first_row, first_column = int32(row_tile * int32(ROWS)), int32(column_tile * int32(COLUMNS))
-        for i in range(thread, COLUMNS, THREADS):
-            column = min(int32(first_column + int32(i)), int32(g.columns - int32(CELL_LANES)))  # those beyond the last are not stored
-            if g.by_tap != 0:
-                channel, tap = int32(column // g.taps), int32(column % g.taps)
-            else:
-                tap, channel = int32(column // g.channels), int32(column % g.channels)
-            line, w = int32(tap // g.kernel_w), int32(tap % g.kernel_w)
-            d, h = int32(line // g.kernel_h), int32(line % g.kernel_h)
-            d = int32(int32(d * g.dilation_d) - g.pad_d)
-            h = int32(int32(h * g.dilation_h) - g.pad_h)
-            w = int32(int32(w * g.dilation_w) - g.pad_w)
-            offset = int32(channel * g.cell_channel)
-            if not MAPPED:
-                offset = int32(offset + int32(int32(int32(d * g.cell_d) + int32(h * g.cell_h)) + int32(w * g.cell_w)))
-            store_column(uint32(table_base + uint32(uint32(i) * uint32(16))), (offset, d, h, w))
+        tabulate(table_base, first_row, first_column, thread, g)
 
         # This thread's cell of a step, and the first of its rows and columns.
         lane, own = int32(thread % int32(DEPTH)), int32(thread // int32(DEPTH))
         start = int64(int64(cuda.blockIdx.y) * int64(g.chunk))
-        count = int32(min(int64(g.chunk), int64(g.total - start)))
-        image = int64(int64(start + int64(lane)) // g.cells)
-        rest = int32(int64(start + int64(lane)) - int64(image * g.cells))
-        line, w = int32(rest // g.out_w), int32(rest % g.out_w)
-        d, h = int32(line // g.out_h), int32(line % g.out_h)
-        grad = uint64(grad + uint64(int64(int64(group) * int64(g.rows)) * int64(g.grad_channel)) * uint64(SIZE))
-        source = uint64(source + uint64(int64(int64(group) * int64(g.channels)) * int64(g.cell_channel)) * uint64(SIZE))
-        row_lane = uint32(row_base + uint32(uint32(lane * int32(ROW_PITCH)) * uint32(WIDE)))
-        column_lane = uint32(column_base + uint32(uint32(lane * int32(COLUMN_PITCH)) * uint32(WIDE)))
-        thread_row = uint32(uint32(thread // int32(THREAD_COLUMNS)) * uint32(LANES * WIDE))
-        thread_column = uint32(uint32(thread % int32(THREAD_COLUMNS)) * uint32(LANES * WIDE))
+        left = int32(int32(min(int64(g.chunk), int64(g.total - start))) - lane)  # of the chunk, from this cell on
+        first_image = int64(int64(start + int64(lane)) // g.cells)
+        rest, w = _divide(int32(int64(start + int64(lane)) - int64(first_image * g.cells)), g.out_w)
+        d, h = _divide(rest, g.out_h)
+        image = uint32(0)
+        at = int64(int64(int64(group) * int64(g.rows)) * int64(g.grad_channel))
+        grad = opaque(uint64(grad + uint64(int64(first_image * g.grad_image) + int64(at * int64(SIZE)))))
+        at = int64(int64(int64(group) * int64(g.channels)) * int64(g.cell_channel))
+        source = opaque(uint64(source + uint64(int64(first_image * g.cell_image) + int64(at * int64(SIZE)))))
+        row_lane = uint32(row_base + uint32(uint32(lane) * uint32(ROW_PITCH) + uint32(own) * uint32(GRAD_LANES * WIDE)))
+        column_lane = uint32(column_base + uint32(uint32(lane) * uint32(COLUMN_PITCH) + uint32(own) * uint32(CELL_LANES * WIDE)))
+        table_row = uint32(table_base + uint32(uint32(own) * uint32(GRAD_LANES * 4)))
+        table_column = uint32(table_base + uint32(ROWS * 4 + uint32(own) * uint32(CELL_LANES * 16)))
+        row_own = uint32(row_base + uint32(uint32(thread // int32(ACROSS)) * uint32(16)))
+        column_own = uint32(column_base + uint32(uint32(thread % int32(ACROSS)) * uint32(16)))
         cuda.syncthreads()
 
-        steps = int32(int32(count + int32(DEPTH - 1)) // int32(DEPTH))
+        steps = int32(int32(int32(left + lane) + int32(DEPTH - 1)) // int32(DEPTH))
         arriving, used = uint32(0), uint32(0)
         for step in range(int32(steps + int32(STAGES - 1))):
             step = int32(step)
@@ -159,79 +150,150 @@ def _products(dtype: str, sums: str, tile: Tile) -> Any:
                 wait()
                 cuda.syncthreads()
             if step < steps:
-                inside = lane < int32(count - int32(step * int32(DEPTH)))
-                place = int32(int32(int32(d * g.grad_d) + int32(h * g.grad_h)) + int32(w * g.grad_w))
-                image_base = uint64(grad + uint64(int64(image * g.grad_image)) * uint64(SIZE))
-                for i in range(GRAD_COPIES):
-                    at = int32(int32(own + int32(i * STEP)) * int32(GRAD_LANES))
-                    row = min(int32(first_row + at), int32(g.rows - int32(GRAD_LANES)))
-                    offset = int32(place + int32(row * g.grad_channel))
-                    copy_grad(
-                        uint32(uint32(row_lane + uint32(arriving * uint32(DEPTH * ROW_PITCH * WIDE))) + uint32(uint32(at) * uint32(WIDE))),
-                        uint64(image_base + uint64(int64(offset)) * uint64(SIZE)),
-                        inside,
-                    )
+                exists = left > int32(0)
+                left = int32(left - int32(DEPTH))
                 from_d, from_h, from_w = int32(d * g.stride_d), int32(h * g.stride_h), int32(w * g.stride_w)
                 place = int32(int32(int32(from_d * g.cell_d) + int32(from_h * g.cell_h)) + int32(from_w * g.cell_w))
-                image_base = uint64(source + uint64(int64(image * g.cell_image)) * uint64(SIZE))
-                for i in range(CELL_COPIES):
-                    at = int32(int32(own + int32(i * STEP)) * int32(CELL_LANES))
-                    offset, tap_d, tap_h, tap_w = load_column(uint32(table_base + uint32(uint32(at) * uint32(16))))
-                    tap_d, tap_h, tap_w = int32(from_d + tap_d), int32(from_h + tap_h), int32(from_w + tap_w)
-                    if MAPPED:
-                        tap_d = int32(mapped(tap_d, g.in_d, g.mode))
-                        tap_h = int32(mapped(tap_h, g.in_h, g.mode))
-                        tap_w = int32(mapped(tap_w, g.in_w, g.mode))
-                        offset = int32(offset + int32(int32(int32(tap_d * g.cell_d) + int32(tap_h * g.cell_h)) + int32(tap_w * g.cell_w)))
-                    else:
-                        offset = int32(offset + place)
-                    copy_cells(
-                        uint32(
-                            uint32(column_lane + uint32(arriving * uint32(DEPTH * COLUMN_PITCH * WIDE))) + uint32(uint32(at) * uint32(WIDE))
-                        ),
-                        uint64(image_base + uint64(int64(offset)) * uint64(SIZE)),
-                        inside and uint32(tap_d) < uint32(g.in_d) and uint32(tap_h) < uint32(g.in_h) and uint32(tap_w) < uint32(g.in_w),
-                    )
+                image_base = opaque(uint64(source + uint64(uint64(image) * uint64(g.cell_image))))
+                to = uint32(column_lane + uint32(arriving * uint32(COLUMN_STEP)))
+                for first in range(0, CELL_COPIES, BATCH):
+                    for i in range(BATCH):
+                        at = uint32(table_column + uint32((first + i) * STEP * CELL_LANES * 16))
+                        offset, tap_d, tap_h, tap_w = load_column(at)
+                        tap_d, tap_h, tap_w = int32(from_d + tap_d), int32(from_h + tap_h), int32(from_w + tap_w)
+                        if MAPPED:
+                            tap_d = int32(mapped(tap_d, g.in_d, g.mode))
+                            tap_h = int32(mapped(tap_h, g.in_h, g.mode))
+                            tap_w = int32(mapped(tap_w, g.in_w, g.mode))
+                            place = int32(int32(int32(tap_d * g.cell_d) + int32(tap_h * g.cell_h)) + int32(tap_w * g.cell_w))
+                        offsets[i] = int32(offset + place)
+                        there = (uint32(tap_d) < uint32(g.in_d)) & (uint32(tap_h) < uint32(g.in_h)) & (uint32(tap_w) < uint32(g.in_w))
+                        inside[i] = exists & there
+                    for i in range(BATCH):
+                        address = uint64(image_base + uint64(int64(offsets[i]) * int64(SIZE)))
+                        copy_cells(uint32(to + uint32((first + i) * STEP * CELL_LANES * WIDE)), address, inside[i])
+                place = int32(int32(int32(d * g.grad_d) + int32(h * g.grad_h)) + int32(w * g.grad_w))
+                image_base = opaque(uint64(grad + uint64(uint64(image) * uint64(g.grad_image))))
+                to = uint32(row_lane + uint32(arriving * uint32(ROW_STEP)))
+                for i in range(GRAD_COPIES):
+                    offset = int32(place + load_row(uint32(table_row + uint32(i * STEP * GRAD_LANES * 4))))
+                    address = uint64(image_base + uint64(int64(offset) * int64(SIZE)))
+                    copy_grad(uint32(to + uint32(i * STEP * GRAD_LANES * WIDE)), address, exists)
                 # The next step's cell: an addition digit by digit, with carries.
-                w = int32(w + g.jump_w)
-                carry = w >= g.out_w
-                w = int32(w - g.out_w) if carry else w
-                h = int32(int32(h + g.jump_h) + int32(carry))
-                carry = h >= g.out_h
-                h = int32(h - g.out_h) if carry else h
-                d = int32(int32(d + g.jump_d) + int32(carry))
-                carry = d >= g.out_d
-                d = int32(d - g.out_d) if carry else d
-                image = int64(image + int64(int32(g.jump_image + int32(carry))))
+                w, carry = _add(w, g.jump_w, int32(0), g.out_w)
+                h, carry = _add(h, g.jump_h, carry, g.out_h)
+                d, carry = _add(d, g.jump_d, carry, g.out_d)
+                image = uint32(image + uint32(int32(g.jump_image + carry)))
                 arriving = uint32(0) if arriving == uint32(STAGES - 1) else uint32(arriving + uint32(1))
             commit()
             if step >= int32(STAGES - 1):
-                row_at = uint32(uint32(row_base + uint32(used * uint32(DEPTH * ROW_PITCH * WIDE))) + thread_row)
-                column_at = uint32(uint32(column_base + uint32(used * uint32(DEPTH * COLUMN_PITCH * WIDE))) + thread_column)
-                for k in range(DEPTH):
-                    for p in range(PIECES):
-                        piece = load_piece(uint32(row_at + uint32((k * ROW_PITCH + p * (ROWS // PIECES)) * WIDE)))
-                        other = load_piece(uint32(column_at + uint32((k * COLUMN_PITCH + p * (COLUMNS // PIECES)) * WIDE)))
-                        for j in range(LANES):
-                            left[p * LANES + j] = piece[j]
-                            right[p * LANES + j] = other[j]
-                    for i in range(EACH):
-                        for j in range(EACH):
-                            acc[i * EACH + j] += left[i] * right[j]
+                row_at, column_at = (
+                    uint32(row_own + uint32(used * uint32(ROW_STEP))),
+                    uint32(column_own + uint32(used * uint32(COLUMN_STEP))),
+                )
+                for _ in range(0, DEPTH, 2):  # two in one turn, so that loads from shared memory overlap products
+                    multiply(acc, row_at, column_at)
+                    multiply(acc, uint32(row_at + uint32(ROW_PITCH)), uint32(column_at + uint32(COLUMN_PITCH)))
+                    row_at, column_at = uint32(row_at + uint32(2 * ROW_PITCH)), uint32(column_at + uint32(2 * COLUMN_PITCH))
                 used = uint32(0) if used == uint32(STAGES - 1) else uint32(used + uint32(1))
-
-        at = int64(int64(int64(cuda.blockIdx.y) * int64(g.groups) + int64(group)) * int64(g.rows))
-        for i in range(EACH):
-            row = int32(first_row + int32(i // LANES * (ROWS // PIECES) + i % LANES))
-            row = int32(row + int32(int32(thread // int32(THREAD_COLUMNS)) * int32(LANES)))
-            for j in range(EACH):
-                column = int32(first_column + int32(j // LANES * (COLUMNS // PIECES) + j % LANES))
-                column = int32(column + int32(int32(thread % int32(THREAD_COLUMNS)) * int32(LANES)))
-                if row < g.rows and column < g.columns:
-                    place64 = int64(int64(int64(at + int64(row)) * int64(g.columns)) + int64(column))
-                    store_piece(uint64(workspace + uint64(place64) * uint64(WIDE)), acc[i * EACH + j])
+        write(workspace, acc, group, first_row, first_column, thread, g)
 
     return kernel
+
+
+@cuda.jit(device=True, forceinline=True)
+def _divide(number, size):  # type: ignore[no-untyped-def]
+    """Quotient and remainder of numbers that are not negative."""
+    above = int32(uint32(number) // uint32(size))
+    return above, int32(number - int32(above * size))
+
+
+@cuda.jit(device=True, forceinline=True)
+def _add(digit, jump, carry, size):  # type: ignore[no-untyped-def]
+    """A digit and its carry after an addition."""
+    total = int32(int32(digit + jump) + carry)
+    over = total >= size
+    return (int32(total - size), int32(1)) if over else (total, int32(0))
+
+
+def _tabulate(tile: Tile) -> Any:
+    """Write a block's table: offsets of the rows; of each column the offset of its cells, and the place of its tap along the axes.
+
+    Rows and columns beyond the last are those at the end: they are read, and not stored.
+    """
+    ROWS, COLUMNS, THREADS, MAPPED = tile.rows, tile.columns, tile.threads, tile.mapped
+    GRAD_LANES, CELL_LANES = tile.grad_lanes, tile.cell_lanes
+    store_row, store_column = ptx.store_shared("int32"), ptx.store_shared("int32", 4)
+
+    @cuda.jit(device=True, forceinline=True)
+    def tabulate(table, first_row, first_column, thread, g):  # type: ignore[no-untyped-def]
+        for i in range(thread, ROWS, THREADS):
+            row = min(int32(first_row + int32(i)), int32(g.rows - int32(GRAD_LANES)))
+            store_row(uint32(table + uint32(uint32(i) * uint32(4))), int32(row * g.grad_channel))
+        for i in range(thread, COLUMNS, THREADS):
+            column = min(int32(first_column + int32(i)), int32(g.columns - int32(CELL_LANES)))
+            if g.by_tap != 0:
+                channel, tap = _divide(column, g.taps)
+            else:
+                tap, channel = _divide(column, g.channels)
+            line, w = _divide(tap, g.kernel_w)
+            d, h = _divide(line, g.kernel_h)
+            d = int32(int32(d * g.dilation_d) - g.pad_d)
+            h = int32(int32(h * g.dilation_h) - g.pad_h)
+            w = int32(int32(w * g.dilation_w) - g.pad_w)
+            offset = int32(channel * g.cell_channel)
+            if not MAPPED:
+                offset = int32(offset + int32(int32(int32(d * g.cell_d) + int32(h * g.cell_h)) + int32(w * g.cell_w)))
+            store_column(uint32(table + uint32(ROWS * 4) + uint32(uint32(i) * uint32(16))), (offset, d, h, w))
+
+    return tabulate
+
+
+def _multiply(sums: str, tile: Tile) -> Any:
+    """Add the products of one cell to a thread's results."""
+    EACH, LANES = tile.each, 16 // element(sums).bytes
+    PIECES = EACH // LANES
+    ROW_PIECE, COLUMN_PIECE = tile.rows // PIECES * element(sums).bytes, tile.columns // PIECES * element(sums).bytes
+    load, SUMS = ptx.load_shared(sums, LANES), getattr(types, sums)
+
+    @cuda.jit(device=True, forceinline=True)
+    def multiply(acc, row_at, column_at):  # type: ignore[no-untyped-def]
+        left = cuda.local.array(EACH, SUMS)
+        right = cuda.local.array(EACH, SUMS)
+        for p in range(PIECES):
+            piece = load(uint32(row_at + uint32(p * ROW_PIECE)))
+            other = load(uint32(column_at + uint32(p * COLUMN_PIECE)))
+            for j in range(LANES):
+                left[p * LANES + j] = piece[j]
+                right[p * LANES + j] = other[j]
+        for i in range(EACH):
+            for j in range(EACH):
+                acc[i * EACH + j] += left[i] * right[j]
+
+    return multiply
+
+
+def _write(sums: str, tile: Tile) -> Any:
+    """Store a thread's results of this chunk."""
+    EACH, LANES, WIDE = tile.each, 16 // element(sums).bytes, element(sums).bytes
+    ROW_PIECE, COLUMN_PIECE, ACROSS = tile.rows * LANES // EACH, tile.columns * LANES // EACH, tile.columns // EACH
+    store, opaque = ptx.store(sums), ptx.opaque
+
+    @cuda.jit(device=True, forceinline=True)
+    def write(workspace, acc, group, first_row, first_column, thread, g):  # type: ignore[no-untyped-def]
+        base = int64(int64(int64(cuda.blockIdx.y) * int64(g.groups) + int64(group)) * int64(g.rows))
+        first_row = int32(first_row + int32(int32(thread // int32(ACROSS)) * int32(LANES)))
+        first_column = int32(first_column + int32(int32(thread % int32(ACROSS)) * int32(LANES)))
+        for i in range(EACH):
+            row = int32(first_row + int32(i // LANES * ROW_PIECE + i % LANES))
+            at = int64(int64(int64(base + int64(row)) * int64(g.columns)) + int64(first_column))
+            place = opaque(uint64(workspace + uint64(at) * uint64(WIDE)))
+            for j in range(EACH):
+                column = int32(j // LANES * COLUMN_PIECE + j % LANES)
+                if row < g.rows and int32(first_column + column) < g.columns:
+                    store(uint64(place + uint64(int64(column)) * uint64(WIDE)), acc[i * EACH + j])
+
+    return write
 
 
 @functools.cache
@@ -241,7 +303,7 @@ def _copy(dtype: str, sums: str, lanes: int) -> Any:
         size = element(dtype).bytes * lanes
         copy_async = ptx.copy_async(size)
 
-        @njit(inline="always")
+        @cuda.jit(device=True, forceinline=True)
         def copy(shared, address, taken):  # type: ignore[no-untyped-def]
             copy_async(shared, address, uint32(size) if taken else uint32(0))
 
@@ -254,7 +316,7 @@ def _copy(dtype: str, sums: str, lanes: int) -> Any:
         element(sums).zero,
     )
 
-    @njit(inline="always")
+    @cuda.jit(device=True, forceinline=True)
     def widen(shared, address, taken):  # type: ignore[no-untyped-def]
         for i in range(lanes):
             value = zero
