@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from .measure import Row
-from .report import geometric_mean, results
+from .report import Result, geometric_mean, results
 
 AHEAD, BEHIND = "#2f6ea5", "#d1702f"  # told apart with every kind of colour vision
 
 
 def draw_chart(path: Path, rows: Sequence[Row]) -> None:
-    """Save a PNG with a panel for each kind of results, ratios on a logarithmic axis; needs matplotlib and a row of a peer."""
+    """Save a PNG with a panel for each kind of results; needs matplotlib and a row of a peer."""
+    draw_panels(path, results(rows))
+
+
+def draw_panels(path: Path, kinds: Mapping[Any, Sequence[Result]]) -> None:
+    """The same for results by kind: ratios on a logarithmic axis."""
     from matplotlib.figure import Figure
 
-    panels = {kind: [layer for layer in layers if layer.peers] for kind, layers in results(rows).items()}
+    panels = {kind: [layer for layer in layers if layer.peers] for kind, layers in kinds.items()}
     panels = {kind: layers for kind, layers in panels.items() if layers}
     if not panels:
         raise ValueError("--png needs a peer to compare with, got none")

@@ -10,7 +10,8 @@ import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from itertools import cycle
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -20,15 +21,48 @@ from ..plans import Plan, plan
 from ..problem import Problem
 
 
+class Place(Protocol):
+    """A device that arrays are copied to and from."""
+
+    def put(self, array: AnyArray) -> Any: ...
+
+    def get(self, array: Any) -> AnyArray: ...
+
+    def full(self, shape: tuple[int, ...], dtype: str, value: float) -> Any: ...
+
+
 class Task(NamedTuple):
-    """One convolution or gradient to be computed, on so many threads; ``bias`` is None without one, ``grad_output`` but for gradients."""
+    """One convolution or gradient to be computed, on so many threads; ``bias`` is None without one, ``grad_output`` but for gradients.
+
+    The arrays are NumPy's, or those of a ``place``.
+    """
 
     problem: Problem
-    input: AnyArray
-    weight: AnyArray
-    bias: AnyArray | None
+    input: Any
+    weight: Any
+    bias: Any | None
     threads: int
-    grad_output: AnyArray | None = None
+    grad_output: Any | None = None
+    place: Place | None = None
+
+    def on(self, place: Place) -> Task:
+        """The same with copies of the arrays there."""
+        x, w, b, g = (None if a is None else place.put(a) for a in (self.input, self.weight, self.bias, self.grad_output))
+        return self._replace(input=x, weight=w, bias=b, grad_output=g, place=place)
+
+    def poisoned(self) -> Any:
+        """An array for the result, NaN where nobody writes (85 for integers)."""
+        shape, dtype = self.problem.result_shape, self.problem.out_dtype
+        value = 85 if "int" in dtype else np.nan
+        return np.full(shape, value, dtype_named(dtype)) if self.place is None else self.place.full(shape, dtype, value)
+
+    def to_host(self, result: Any) -> AnyArray:
+        return np.asarray(result) if self.place is None else self.place.get(result)
+
+    @property
+    def device(self) -> str:
+        """Whose algorithms compute it."""
+        return "cpu" if self.place is None else "cuda"
 
     @property
     def stride(self) -> tuple[int, ...]:
@@ -65,20 +99,20 @@ def _itself(result: AnyArray) -> AnyArray:
 def numbaconv(task: Task) -> Prepared:
     """A frozen plan, called with an array; each call returns a fresh one."""
     apply = frozen(task)
-    return Prepared(lambda: apply(task.input), _itself, apply.algorithm)
+    return Prepared(lambda: apply(task.input), task.to_host, apply.algorithm)
 
 
 def numbaconv_out(task: Task) -> Prepared:
     """A frozen plan that writes into the same array in each call."""
-    apply, out = frozen(task), np.empty(task.problem.result_shape, dtype_named(task.problem.out_dtype))
-    return Prepared(lambda: apply(task.input, out=out), _itself, apply.algorithm)
+    apply, out = frozen(task), task.poisoned()
+    return Prepared(lambda: apply(task.input, out=out), task.to_host, apply.algorithm)
 
 
 def numbaconv_function(task: Task) -> Prepared:
     """The plain function, which packs the weight in each call."""
     function = (functional.conv1d, functional.conv2d, functional.conv3d)[task.problem.rank - 1]
     arguments = (task.input, task.weight, task.bias, task.stride, task.padding, task.dilation, task.problem.groups)
-    return Prepared(lambda: function(*arguments), _itself)
+    return Prepared(lambda: function(*arguments), task.to_host)
 
 
 def frozen(task: Task, algorithm: str = "auto") -> Plan:
@@ -91,25 +125,11 @@ def frozen(task: Task, algorithm: str = "auto") -> Plan:
 # ---- neural networks ---------------------------------------------------------------------------------------------------------
 def torch(task: Task) -> Prepared:
     """torch.nn.functional.conv*d on contiguous tensors: what NumPy arrays become by torch.from_numpy."""
-    return _torch(task, lambda tensor: tensor)
-
-
-def torch_cl(task: Task) -> Prepared | None:
-    """The same with input and weight converted to channels_last beforehand."""
-    import torch
-
-    if task.problem.rank == 1:
-        return None  # there is no such layout
-    layout = torch.channels_last if task.problem.rank == 2 else torch.channels_last_3d
-    return _torch(task, lambda tensor: tensor.to(memory_format=layout))
-
-
-def _torch(task: Task, laid_out: Callable[[Any], Any]) -> Prepared:
     import torch
 
     torch.set_num_threads(task.threads)
     function = getattr(torch.nn.functional, f"conv{task.problem.rank}d")
-    x, w = (laid_out(to_tensor(array)) for array in (task.input, task.weight))
+    x, w = to_tensor(task.input), to_tensor(task.weight)
     b = None if task.bias is None else to_tensor(task.bias)
     stride, padding, dilation, groups = task.stride, task.padding, task.dilation, task.problem.groups
 
@@ -120,18 +140,41 @@ def _torch(task: Task, laid_out: Callable[[Any], Any]) -> Prepared:
     return Prepared(call, from_tensor)
 
 
+def torch_cl(task: Task) -> Prepared | None:
+    """The same with input and weight converted to channels_last beforehand."""
+    converted = channels_last(task)
+    return None if converted is None else torch(converted)
+
+
+def channels_last(task: Task) -> Task | None:
+    """The task with tensors in channels_last; None in one dimension, which has no such layout."""
+    if task.problem.rank == 1:
+        return None
+    x, w, g = (None if a is None else to_channels_last(to_tensor(a)) for a in (task.input, task.weight, task.grad_output))
+    return task._replace(input=x, weight=w, grad_output=g)
+
+
+def to_channels_last(tensor: Any) -> Any:
+    import torch
+
+    return tensor.to(memory_format=torch.channels_last if tensor.ndim == 4 else torch.channels_last_3d)
+
+
 def from_tensor(result: Any) -> AnyArray:
     import torch
 
-    result = result.contiguous()
+    result = result.contiguous().cpu()
     if result.dtype == torch.bfloat16:
         return np.asarray(result.view(torch.uint16).numpy().view(dtype_named("bfloat16")))
     return np.asarray(result.numpy())
 
 
-def to_tensor(array: AnyArray) -> Any:
+def to_tensor(array: Any) -> Any:
+    """A NumPy array as a tensor of the same memory; a tensor itself."""
     import torch
 
+    if isinstance(array, torch.Tensor):
+        return array
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
     return torch.from_numpy(array)
@@ -222,7 +265,7 @@ def oaconvolve(task: Task) -> Prepared | None:
     kernels = [task.weight[c, 0][(slice(None, None, -1),) * task.problem.rank] for c in range(len(task.weight))]
 
     def call() -> AnyArray:
-        out = np.empty_like(task.input)
+        out: AnyArray = np.empty_like(task.input)
         with scipy.fft.set_workers(task.threads):
             for c, kernel in enumerate(kernels):
                 np.add(signal.oaconvolve(task.input[0, c], kernel, mode="same"), _bias(task, c), out=out[0, c])
@@ -239,7 +282,7 @@ def ndimage(task: Task) -> Prepared | None:
         return None
 
     def call() -> AnyArray:
-        out = np.empty_like(task.input)
+        out: AnyArray = np.empty_like(task.input)
         for c in range(len(task.weight)):
             correlate(task.input[0, c], task.weight[c, 0], output=out[0, c], mode="constant")
             if task.bias is not None:
@@ -279,7 +322,7 @@ def _bias(task: Task, channel: int) -> Any:
     return 0 if task.bias is None else task.bias[channel]
 
 
-# ---- the list ----------------------------------------------------------------------------------------------------------------
+# ---- the lists ---------------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Contender:
     """prepare : the function; modules : what it imports, the first also the name of a group in --against; packages : what to install.
@@ -292,6 +335,15 @@ class Contender:
     modules: tuple[str, ...] = ()
     packages: str = "numpy numba"
     reuses_output: bool = False
+
+    def rotating(self, tasks: Sequence[Task]) -> Prepared | None:
+        """Prepared for all of these tasks, which differ in where their arrays lie; each call computes the next one."""
+        prepared = [self.prepare(task) for task in tasks]
+        ready = [one for one in prepared if one is not None]
+        if len(ready) < 2:
+            return ready[0] if ready else None
+        calls = cycle([one.call for one in ready])
+        return Prepared(lambda: next(calls)(), ready[0].answer, ready[0].note)
 
     @property
     def installed(self) -> bool:

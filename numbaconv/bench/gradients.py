@@ -6,55 +6,40 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from .. import grad
-from ..arrays import AnyArray, dtype_named
 from ..choose import choose
-from .contenders import Contender, Prepared, Task, from_tensor, to_tensor
+from .contenders import Contender, Prepared, Task, channels_last, from_tensor, to_tensor
 
 
 def numbaconv(task: Task) -> Prepared:
     """The plain function, which packs what it packs in each call; each call returns a fresh array."""
-    return Prepared(_function(task), lambda result: result, choose(task.problem).name)
+    return Prepared(_function(task), task.to_host, _algorithm(task))
 
 
 def numbaconv_out(task: Task) -> Prepared:
     """The same, writing into the same array in each call."""
-    out = np.empty(task.problem.result_shape, dtype_named(task.problem.out_dtype))
-    return Prepared(partial(_function(task), out=out), lambda result: result)
+    return Prepared(partial(_function(task), out=task.poisoned()), task.to_host, _algorithm(task))
 
 
-def _function(task: Task) -> Callable[..., AnyArray]:
+def _algorithm(task: Task) -> str:
+    return choose(task.problem, device=task.device).name
+
+
+def _function(task: Task) -> Callable[..., Any]:
     p, g = task.problem, task.grad_output
     geometry = {"stride": task.stride, "padding": task.padding, "dilation": task.dilation, "groups": p.groups}
     if p.direction == "weight_grad":
-        return partial(getattr(grad, f"conv{p.rank}d_weight"), task.input, task.weight.shape, g, **geometry)
-    return partial(getattr(grad, f"conv{p.rank}d_input"), task.input.shape, task.weight, g, **geometry)
+        return partial(getattr(grad, f"conv{p.rank}d_weight"), task.input, tuple(task.weight.shape), g, **geometry)
+    return partial(getattr(grad, f"conv{p.rank}d_input"), tuple(task.input.shape), task.weight, g, **geometry)
 
 
 def torch(task: Task) -> Prepared:
     """torch.ops.aten.convolution_backward for this gradient alone, on contiguous tensors."""
-    return _torch(task, lambda tensor: tensor)
-
-
-def torch_cl(task: Task) -> Prepared | None:
-    """The same with all tensors converted to channels_last beforehand."""
-    import torch
-
-    if task.problem.rank == 1:
-        return None  # there is no such layout
-    layout = torch.channels_last if task.problem.rank == 2 else torch.channels_last_3d
-    return _torch(task, lambda tensor: tensor.to(memory_format=layout))
-
-
-def _torch(task: Task, laid_out: Callable[[Any], Any]) -> Prepared:
     import torch
 
     p, nothing = task.problem, [0] * task.problem.rank
-    assert task.grad_output is not None
     torch.set_num_threads(task.threads)
-    g, x, w = (laid_out(to_tensor(array)) for array in (task.grad_output, task.input, task.weight))
+    g, x, w = (to_tensor(array) for array in (task.grad_output, task.input, task.weight))
     weight = p.direction == "weight_grad"
     mask, geometry = [not weight, weight, False], (list(task.stride), list(task.padding), list(task.dilation), False, nothing, p.groups)
 
@@ -63,6 +48,12 @@ def _torch(task: Task, laid_out: Callable[[Any], Any]) -> Prepared:
         return torch.ops.aten.convolution_backward(g, x, w, None, *geometry, mask)[weight]
 
     return Prepared(call, from_tensor)
+
+
+def torch_cl(task: Task) -> Prepared | None:
+    """The same with all tensors converted to channels_last beforehand."""
+    converted = channels_last(task)
+    return None if converted is None else torch(converted)
 
 
 OURS = (Contender("numbaconv", numbaconv), Contender("numbaconv_out", numbaconv_out, reuses_output=True))

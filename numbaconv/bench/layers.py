@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -62,6 +63,18 @@ LAYERS = {
 IMAGE_FILTERS = ("img_", "rgb_")
 """How names of layers begin that nobody trains."""
 
+VOLUMES = {
+    "unet3d_3_32_32_128c": "f32_fwd_mb1g1_ic32id128ih128iw128_oc32kd3kh3kw3_s1x1x1_p1:1x1:1x1:1_d1x1x1_zeros_b1",
+    "unet3d_3s2_32_64_128c": "f32_fwd_mb1g1_ic32id128ih128iw128_oc64kd3kh3kw3_s2x2x2_p1:1x1:1x1:1_d1x1x1_zeros_b1",
+    "unet3d_1_32_4_128c": "f32_fwd_mb1g1_ic32id128ih128iw128_oc4kd1kh1kw1_s1x1x1_p0:0x0:0x0:0_d1x1x1_zeros_b1",
+    "med3d_stem_4_32_128c": "f32_fwd_mb1g1_ic4id128ih128iw128_oc32kd3kh3kw3_s1x1x1_p1:1x1:1x1:1_d1x1x1_zeros_b1",
+    "mednext_dw3d_5_32_128c": "f32_fwd_mb1g32_ic32id128ih128iw128_oc32kd5kh5kw5_s1x1x1_p2:2x2:2x2:2_d1x1x1_zeros_b1",
+}
+"""Layers of networks for medical volumes, timed on a GPU beside the others."""
+
+GPU_BATCH = {1: 16, 2: 32, 3: 2}
+"""Images in a batch of the layers of a table on a GPU, by their number of axes."""
+
 # ---- layers drawn at random --------------------------------------------------------------------------------------------------
 SEED = 20260101
 _CHANNELS = (1, 2, 3, 4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512)
@@ -69,6 +82,7 @@ _KERNELS = {1: (1, 2, 3, 3, 5, 7, 9, 15), 2: (1, 1, 3, 3, 3, 3, 5, 7, 11), 3: (1
 _SIZES = {1: (64, 16384), 2: (7, 512), 3: (6, 96)}
 _FLOPS = (1e6, 8e9)
 _LARGEST_BYTES = 256e6
+_PART = 1 << 22
 
 
 def random_layers(count: int = 40, seed: int = SEED) -> dict[str, str]:
@@ -138,13 +152,35 @@ class Layer:
         return _values(np.random.default_rng(seed), p.result_shape, p.dtype)
 
 
-def find_layers(names: Sequence[str] | None = None, dtype: str | None = None, direction: Direction = "forward") -> list[Layer]:
-    """Layers by parts of their names, or by text forms of forward problems; all of ``LAYERS`` without ``names``.
+def find_gpu_layers(
+    names: Sequence[str] | None = None, dtype: str | None = None, direction: Direction = "forward", batch: int | None = None
+) -> list[Layer]:
+    """As :func:`find_layers` of ``LAYERS`` and ``VOLUMES``, each problem once, with the batches of GPU_BATCH or ``batch``.
+
+    Text forms of problems keep their batch where ``batch`` is None.
+    """
+    if batch is not None and batch < 1:
+        raise ValueError(f"--batch must be at least 1, got {batch}")
+    found: dict[Problem, Layer] = {}
+    for layer in find_layers(names, dtype, direction, LAYERS | VOLUMES):
+        own = layer.problem.batch if "_ic" in layer.name else GPU_BATCH[layer.problem.rank]
+        problem = replace(layer.problem, batch=own if batch is None else batch)
+        found.setdefault(problem, Layer(layer.name, problem))
+    return list(found.values())
+
+
+def find_layers(
+    names: Sequence[str] | None = None,
+    dtype: str | None = None,
+    direction: Direction = "forward",
+    table: Mapping[str, str] = LAYERS,
+) -> list[Layer]:
+    """Layers by parts of their names, or by text forms of forward problems; all of ``table`` without ``names``.
 
     dtype : replaces that of every layer; direction : what is computed of every layer, of gradients by default of those that are trained.
     ValueError for a name that no layer has, and for problems that the peers have not.
     """
-    texts = dict(_found(names)) if names else LAYERS
+    texts = dict(_found(names, table)) if names else dict(table)
     if not names and direction != "forward":
         texts = {name: text for name, text in texts.items() if not name.startswith(IMAGE_FILTERS)}
     layers = [Layer(name, Problem.parse(text)) for name, text in texts.items()]
@@ -159,8 +195,8 @@ def find_layers(names: Sequence[str] | None = None, dtype: str | None = None, di
     return [Layer(layer.name, layer.problem.gradient(direction)) for layer in layers]
 
 
-def _found(names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    known = LAYERS | random_layers()
+def _found(names: Sequence[str], table: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    known = {**table, **random_layers()}
     for name in names:
         if "_ic" in name:
             yield name, name
@@ -174,9 +210,17 @@ def _found(names: Sequence[str]) -> Iterator[tuple[str, str]]:
 def _values(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> AnyArray:
     if "int" in dtype:
         return rng.integers(0 if dtype.startswith("u") else -4, 5, shape).astype(dtype)
-    if dtype == "float64":
-        return rng.standard_normal(shape)
-    values: AnyArray = rng.standard_normal(shape, np.float32)
+    values = _normal(rng, shape, np.float64 if dtype == "float64" else np.float32)
     if dtype.startswith("complex"):
-        values = values + 1j * rng.standard_normal(shape, np.float32)
+        values = values + 1j * _normal(rng, shape, np.float32)
     return values.astype(dtype_named(dtype), copy=False)
+
+
+def _normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> AnyArray:
+    """Normally distributed; drawn by all processors, in parts that do not depend on how many those are."""
+    values = np.empty(shape, dtype)
+    parts = np.array_split(values.reshape(-1), -(-values.size // _PART) or 1)
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(lambda own, part: own.standard_normal(out=part, dtype=dtype), rng.spawn(len(parts)), parts):
+            pass
+    return values

@@ -9,6 +9,7 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -70,31 +71,57 @@ def bench_layer(layer: Layer, peers: Sequence[Contender], threads: int, rounds: 
     Raises WrongAnswer when an answer of our own is wrong.
     """
     p = layer.problem
-    task = Task(p, *layer.arrays(), threads, None if p.direction == "forward" else layer.grad_output())
-    ours = OURS if p.direction == "forward" else gradients.OURS
-    sample, exact = _expected(task)
-    ready: dict[Contender, Prepared] = {}
-    errors: dict[Contender, tuple[float, float]] = {}
+    task = layer_task(layer, threads)
+    checked = check_contenders(layer, [task], expected(task), OURS if p.direction == "forward" else gradients.OURS, peers, say)
+    peak, operations = peak_call(p.dtype, threads)
+    turns = interleaved({_PEAK: peak, **{one.contender.name: one.prepared.call for one in checked}}, threads, rounds)
+    rate = operations / turns[_PEAK].median
+    return [Row(**row_of(machine(), layer, threads, one, turns[one.contender.name], rate)) for one in checked]
+
+
+def layer_task(layer: Layer, threads: int) -> Task:
+    """The layer's task on NumPy arrays."""
+    return Task(layer.problem, *layer.arrays(), threads, None if layer.problem.direction == "forward" else layer.grad_output())
+
+
+class Checked(NamedTuple):
+    """A contender whose answer is right, with its largest and root mean square error."""
+
+    contender: Contender
+    prepared: Prepared
+    errors: tuple[float, float]
+
+
+def check_contenders(
+    layer: Layer,
+    tasks: Sequence[Task],
+    expected: tuple[Sample | WeightSample, AnyArray],
+    ours: Sequence[Contender],
+    peers: Sequence[Contender],
+    say: Callable[[str], None],
+) -> list[Checked]:
+    """Contenders prepared for the tasks, which are copies of one, and their answers checked; ``say`` is told of peers that fail.
+
+    Raises WrongAnswer when an answer of our own is wrong, or an element of it was not written.
+    """
+    found = []
     for contender in (*ours, *peers):
         try:
-            prepared = contender.prepare(task)
+            prepared = contender.rotating(tasks)
             if prepared is None:
                 continue
-            errors[contender] = check(p, prepared.answer(prepared.call()), sample, exact)
+            answer = prepared.answer(prepared.call())
+            if contender in ours and np.isnan(answer).any():
+                raise WrongAnswer("some elements are NaN, or were not written")
+            found.append(Checked(contender, prepared, check(layer.problem, answer, *expected)))
         except Exception as error:  # other people's software, which may raise anything
             if contender in ours:
                 raise
             say(f"{layer.name}: {contender.name}: {type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}")
-            continue
-        ready[contender] = prepared
-    peak, operations = peak_call(p.dtype, threads)
-    calls = {contender.name: prepared.call for contender, prepared in ready.items()}
-    turns = interleaved({_PEAK: peak, **calls}, threads, rounds)
-    rate = operations / turns[_PEAK].median
-    return [_row(layer, threads, c, ready[c].note, turns[c.name], rate, errors[c]) for c in ready]
+    return found
 
 
-def _expected(task: Task) -> tuple[Sample | WeightSample, AnyArray]:
+def expected(task: Task) -> tuple[Sample | WeightSample, AnyArray]:
     """What is checked of a task's answer, and its exact values."""
     p, g = task.problem, task.grad_output
     if g is None:
@@ -125,11 +152,15 @@ def check(problem: Problem, answer: AnyArray, sample: Sample | WeightSample, exa
     return largest, mean
 
 
-def _row(layer: Layer, threads: int, contender: Contender, note: str, turns: Turns, peak: float, errors: tuple[float, float]) -> Row:
-    return Row(
-        machine(), datetime.date.today().isoformat(), layer.name, str(layer.problem), threads, contender.name, contender.version, note,
-        contender.reuses_output, turns.median, turns.best, len(turns.seconds), layer.problem.flops, peak, *errors,
-    )  # fmt: skip
+def row_of(machine: str, layer: Layer, threads: int, checked: Checked, turns: Turns, peak: float) -> dict[str, Any]:
+    """The fields of a Row."""
+    contender, (largest, mean) = checked.contender, checked.errors
+    return {
+        "machine": machine, "date": datetime.date.today().isoformat(), "layer": layer.name, "problem": str(layer.problem),
+        "threads": threads, "contender": contender.name, "version": contender.version, "note": checked.prepared.note,
+        "reuses_output": contender.reuses_output, "seconds": turns.median, "best": turns.best, "rounds": len(turns.seconds),
+        "flops": layer.problem.flops, "peak": peak, "max_error": largest, "rms_error": mean,
+    }  # fmt: skip
 
 
 @functools.cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from ..problem import Direction, Problem
 from .measure import Row
 
 Record = TypeVar("Record")
+Group = TypeVar("Group")
 
 _KINDS: dict[str, Any] = {"int": int, "float": float, "bool": lambda text: text == "True", "str": str}
 
@@ -82,6 +83,9 @@ class Result:
         return math.nan if torch is None else torch.seconds / self.ours.seconds
 
 
+IN_WORDS = {"forward": "", "input_grad": ", gradient of the input", "weight_grad": ", gradient of the weight"}
+
+
 class Kind(NamedTuple):
     """What the rows of one table have in common."""
 
@@ -89,16 +93,18 @@ class Kind(NamedTuple):
     threads: int
 
     def __str__(self) -> str:
-        what = {"forward": "", "input_grad": ", gradient of the input", "weight_grad": ", gradient of the weight"}[self.direction]
-        return f"{self.threads} thread{'s' * (self.threads > 1)}{what}"
+        return f"{self.threads} thread{'s' * (self.threads > 1)}{IN_WORDS[self.direction]}"
 
 
 def results(rows: Iterable[Row]) -> dict[Kind, list[Result]]:
     """Rows by kind and layer, in the order in which they come."""
-    found: dict[Kind, dict[str, list[Row]]] = {}
+    return grouped(rows, lambda row: Kind(Problem.parse(row.problem).direction, row.threads))
+
+
+def grouped(rows: Iterable[Row], kind_of: Callable[[Row], Group]) -> dict[Group, list[Result]]:
+    found: dict[Group, dict[str, list[Row]]] = {}
     for row in rows:
-        kind = Kind(Problem.parse(row.problem).direction, row.threads)
-        found.setdefault(kind, {}).setdefault(row.layer, []).append(row)
+        found.setdefault(kind_of(row), {}).setdefault(row.layer, []).append(row)
     return {kind: [Result(tuple(layer)) for layer in layers.values()] for kind, layers in found.items()}
 
 
@@ -120,10 +126,7 @@ def geometric_mean(values: Iterable[float]) -> float:
 def markdown(rows: Sequence[Row], command: str) -> str:
     """A report of all rows: where, when and how, the means, and two tables for each number of threads."""
     lines = [
-        f"Machine: {', '.join(dict.fromkeys(row.machine for row in rows))}  ",
-        f"Date: {', '.join(dict.fromkeys(row.date for row in rows))}  ",
-        f"Versions: {', '.join(dict.fromkeys(row.version for row in rows))}  ",
-        f"Command: `{command}`",
+        *heading(rows, command),
         "",
         "Medians, all contenders in turns in one process, each answer checked before. GFLOP/s are 10⁹ operations of the definition a",
         "second, padding included, so that algorithms that need fewer can pass the multiply-add peak, which is measured in the same run.",
@@ -139,6 +142,16 @@ def markdown(rows: Sequence[Row], command: str) -> str:
     if {one, two} <= kinds.keys():
         lines += ["### Two threads over one", "", _scaling(kinds[one], kinds[two]), ""]
     return "\n".join([*lines, *_backward(kinds)])
+
+
+def heading(rows: Sequence[Row], command: str) -> list[str]:
+    """Where, when and with what."""
+    return [
+        f"Machine: {', '.join(dict.fromkeys(row.machine for row in rows))}  ",
+        f"Date: {', '.join(dict.fromkeys(row.date for row in rows))}  ",
+        f"Versions: {', '.join(dict.fromkeys(row.version for row in rows))}  ",
+        f"Command: `{command}`",
+    ]
 
 
 def summary(rows: Sequence[Row]) -> list[str]:
@@ -198,7 +211,7 @@ def _table(layers: Sequence[Result]) -> list[str]:
         ratios = [f"{layer.ratio:.2f}", f"{layer.fresh_ratio:.2f}", f"{layer.torch_ratio:.2f}"]
         ratios[0] = f"**{ratios[0]}**" if layer.ratio < 1 else ratios[0]
         rows.append([ours.layer, f"{ours.flops / 1e9:.3f}", ours.note, *rates, share, *peer, *ratios])
-    return _markdown_table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _all_rates(layers: Sequence[Result]) -> list[str]:
@@ -208,7 +221,7 @@ def _all_rates(layers: Sequence[Result]) -> list[str]:
         rates = [f"{layer.by_name[name].gflops:.1f}" if name in layer.by_name else "–" for name in ["numbaconv", *names]]
         ours = layer.ours
         rows.append([ours.layer, *rates, f"{ours.max_error:.1e}", f"{ours.rms_error:.1e}"])
-    return _markdown_table(["layer", "numbaconv", *names, "max error", "rms error"], rows)
+    return markdown_table(["layer", "numbaconv", *names, "max error", "rms error"], rows)
 
 
 def _scaling(one: Sequence[Result], two: Sequence[Result]) -> str:
@@ -220,6 +233,6 @@ def _scaling(one: Sequence[Result], two: Sequence[Result]) -> str:
     return f"{len(large)} layers of at least 1 GFLOP: geometric mean {mean:.2f}; below 1.8: {below or 'none'}"
 
 
-def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
     return ["| " + " | ".join(line) + " |" for line in lines]

@@ -57,6 +57,10 @@ def on_threads(threads: int) -> Iterator[None]:
                 os.environ[name] = value
 
 
+Stopwatch = Callable[[Callable[[], object], int], float]
+"""Seconds that each of so many calls takes, made one after another."""
+
+
 @dataclass
 class Turns:
     """One call's times: seconds a call, one number for each round that it took part in."""
@@ -77,47 +81,60 @@ class Turns:
 def interleaved(
     calls: Mapping[str, Callable[[], object]], threads: int, rounds: int, hopeless: float = HOPELESS, fewest: int = FEWEST_HOPELESS
 ) -> dict[str, Turns]:
-    """Time calls in turns of SLOT seconds, each once a round, in an order that rotates from round to round.
+    """Time calls in turns, see :func:`in_turns`, by the host's clock.
 
     One thread: CPU time of the process, which other processes hardly disturb.  More: time that passes, each turn begun when nothing
-    else runs (threads of the call before may still be waiting for more work).  A short call's turn begins with one that is not timed.
-    A call ``hopeless`` times slower than the fastest one leaves after ``fewest`` rounds, at least 1.
+    else runs (threads of the call before may still be waiting for more work).
     """
     clock = time.process_time if threads == 1 else time.perf_counter
-    turns = {name: Turns(call, _once(call, clock)) for name, call in calls.items()}
+
+    def stopwatch(call: Callable[[], object], repeats: int) -> float:
+        start = clock()
+        for _ in range(repeats):
+            call()
+        return (clock() - start) / repeats
+
+    return in_turns(calls, stopwatch, rounds, SLOT, _settle if threads > 1 else None, hopeless, fewest)
+
+
+def in_turns(
+    calls: Mapping[str, Callable[[], object]],
+    stopwatch: Stopwatch,
+    rounds: int,
+    slot: float,
+    settle: Callable[[], None] | None = None,
+    hopeless: float = HOPELESS,
+    fewest: int = FEWEST_HOPELESS,
+) -> dict[str, Turns]:
+    """Time calls in turns of ``slot`` seconds, each once a round, in an order that rotates from round to round.
+
+    settle : what comes before each turn.  A short call's turn begins with one that is not timed.
+    A call ``hopeless`` times slower than the fastest one leaves after ``fewest`` rounds, at least 1.
+    """
+    turns = {name: Turns(call, max(stopwatch(call, 1), 1e-7)) for name, call in calls.items()}
     names = list(turns)
     fastest = min(t.estimate for t in turns.values())
     for number in range(rounds):
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
             slow = turns[name].estimate > hopeless * fastest
-            if _takes_part(turns[name].estimate, number, fewest if slow else rounds):
-                if threads > 1:
-                    _settle()
-                _take(turns[name], clock)
+            if _takes_part(turns[name].estimate, number, fewest if slow else rounds, slot):
+                if settle is not None:
+                    settle()
+                _take(turns[name], stopwatch, slot)
         fastest = min(t.best for t in turns.values())
     return turns
 
 
-def _takes_part(estimate: float, number: int, rounds: int) -> bool:
-    return number < rounds and (number < FEWEST_ROUNDS or number * max(estimate, SLOT) < BUDGET)
+def _takes_part(estimate: float, number: int, rounds: int, slot: float) -> bool:
+    return number < rounds and (number < FEWEST_ROUNDS or number * max(estimate, slot) < BUDGET)
 
 
-def _take(turns: Turns, clock: Callable[[], float]) -> None:
+def _take(turns: Turns, stopwatch: Stopwatch, slot: float) -> None:
     if turns.estimate < BUDGET / 10:
         turns.call()  # brings back what the call before it took from the caches
-    repeats = max(1, int(SLOT / turns.estimate))
-    start = clock()
-    for _ in range(repeats):
-        turns.call()
-    turns.seconds.append((clock() - start) / repeats)
+    turns.seconds.append(stopwatch(turns.call, max(1, int(slot / turns.estimate))))
     turns.estimate = turns.best
-
-
-def _once(call: Callable[[], object], clock: Callable[[], float]) -> float:
-    start = clock()
-    call()
-    return max(clock() - start, 1e-7)
 
 
 def _settle() -> None:
