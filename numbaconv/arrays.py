@@ -63,7 +63,7 @@ def check_array(name: str, value: Any) -> Any:
     TypeError saying what to pass otherwise.
     """
     kind = type(value)
-    array = value if kind is np.ndarray or kind is np.memmap or kind is DeviceArray else _on_a_device(name, value)
+    array = value if kind is np.ndarray or kind is np.memmap or kind is DeviceArray else read_device_array(name, value)
     if array is None:
         raise TypeError(f"{name} must be a numpy.ndarray, got {_kind(kind)}: {_instead(name, value)}")
     if name_of(array) not in ELEMENTS:
@@ -72,12 +72,12 @@ def check_array(name: str, value: Any) -> Any:
     return array
 
 
-def _on_a_device(name: str, value: Any) -> DeviceArray | None:
+def read_device_array(name: str, value: Any) -> DeviceArray | None:
     """The array on a CUDA device that ``value`` is; recognised without importing anything where it is none."""
     kind = type(value)
     read = _readers.get(kind)
     if read is None:
-        if isinstance(value, np.generic | np.ndarray) or not _may_live_on_a_device(kind, value):
+        if isinstance(value, np.generic | np.ndarray) or not _may_liveread_device_array(kind, value):
             return None
         if not _has_cuda_packages():
             raise TypeError(
@@ -98,7 +98,7 @@ def _has_cuda_packages() -> bool:
     return importlib.util.find_spec("numba_cuda") is not None
 
 
-def _may_live_on_a_device(kind: type, value: Any) -> bool:
+def _may_liveread_device_array(kind: type, value: Any) -> bool:
     if kind.__module__.partition(".")[0] == "torch":
         return bool(getattr(value, "is_cuda", False))
     return hasattr(kind, "__cuda_array_interface__") or hasattr(kind, "__dlpack_device__")
@@ -173,7 +173,7 @@ def check_out_dtype(out_dtype: Any, dtype: str) -> str:
 
 def check_out(out: Any, shape: Sequence[int], dtype: str, arguments: dict[str, Any]) -> Any:
     """``out`` (or its :class:`DeviceArray`) when the result can be written into it; nothing of it has been touched when this refuses."""
-    result: Any = out if type(out) is np.ndarray or type(out) is np.memmap else _on_a_device("out", out)
+    result: Any = out if type(out) is np.ndarray or type(out) is np.memmap else read_device_array("out", out)
     first = next(iter(arguments.values()))
     if result is None or device_number(result) != device_number(first):
         wanted = f"an array in {place_of(first)}" if type(first) is DeviceArray else "a numpy.ndarray"

@@ -11,6 +11,18 @@ from .arrays import ELEMENTS, AnyArray, allocate, check_memory, check_out, dtype
 from .device import DeviceArray
 
 
+class Repeating(Protocol):
+    """Calls of one plan with ``out``, of layouts that have been checked and prepared in an earlier call."""
+
+    def __call__(self, input: Any, out: Any) -> bool:
+        """Compute and say True; or say False, with nothing done, where the usual way has to look."""
+        ...
+
+    def remember(self, input: Any, result: Any) -> None:
+        """A call with these arrays was good and is prepared."""
+        ...
+
+
 class Memory(Protocol):
     """``arguments`` are a call's arrays by the caller's names; kernels see 5-D arrays (N, C, D, H, W)."""
 
@@ -43,6 +55,10 @@ class Memory(Protocol):
 
     def settle(self, packed: tuple[Any, ...]) -> None:
         """Wait until what a plan keeps can be read from everywhere."""
+        ...
+
+    def repeating(self, setup: Any, rank: int, packed: tuple[Any, ...]) -> Repeating | None:
+        """A short way for calls of a plan whose layouts have been met before; None where the usual way is short."""
         ...
 
     def conjugate(self, array: Any, out: Any = None) -> Any:
@@ -106,6 +122,9 @@ class Host:
 
     def settle(self, packed: tuple[Any, ...]) -> None:
         pass
+
+    def repeating(self, setup: Any, rank: int, packed: tuple[Any, ...]) -> None:
+        return None
 
     def conjugate(self, array: Any, out: Any = None) -> Any:
         return np.conjugate(array, out=out)

@@ -40,8 +40,8 @@ LAYERS = """
     cuda/dlpack cuda/launch cuda/ptx
     cuda/driver cuda/elements cuda/geometry
     cuda/arrays
-    cuda/columns cuda/copies cuda/sums
-    cuda/transfers
+    cuda/columns cuda/copies cuda/launches cuda/sums
+    cuda/repeat cuda/transfers
     cuda/direct_weight cuda/finite cuda/implicit_gemm_kernel cuda/depthwise_kernels cuda/weight_kernels
     cuda/depthwise cuda/direct cuda/implicit_gemm cuda/weight_grad
     cuda/algorithms cuda/memory

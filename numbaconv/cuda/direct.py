@@ -19,15 +19,15 @@ from numba.cuda import types
 
 from ..choose import Accuracy, Setup
 from ..device import DeviceArray
-from ..layouts import Layouts
 from ..problem import Problem, itemsize
 from .arrays import empty
 from .copies import strided_copy
 from .direct_weight import DirectWeightSetup
 from .driver import MOST_ROWS, Call, driver
 from .elements import element, load_many
-from .geometry import AXIS, STEPS, Axis, Steps, axes_of, copies, copy_at, forward_meets, mode_of, numbers, too_long, transposed_meets
+from .geometry import AXIS, STEPS, Steps, axes_of, copies, copy_at, forward_meets, mode_of, numbers, too_long, transposed_meets
 from .launch import Kernel
+from .launches import NULL, PACKED, RESULT, SOURCE, Launch, Launched
 
 THREADS = 128
 # Rates of the cost model, measured on one H200 in float32.
@@ -157,7 +157,7 @@ class Direct:
 
 
 @dataclass(frozen=True)
-class DirectSetup:
+class DirectSetup(Launched):
     """Forward and input gradient."""
 
     problem: Problem
@@ -200,21 +200,8 @@ class DirectSetup:
         strided_copy(bias, added, added.shape, bias.steps, added.steps)
         return packed, added
 
-    def run(self, source: DeviceArray, packed: tuple[DeviceArray, ...], result: DeviceArray) -> None:
-        weight, bias = packed[0], packed[1].pointer if len(packed) > 1 else 0
-        for first in range(0, source.shape[0], MOST_ROWS):
-            images = min(MOST_ROWS, source.shape[0] - first)
-            call = self._calls(source, result, images, source.device)
-            places = source.pointer + first * source.strides[0], weight.pointer, bias, result.pointer + first * result.strides[0]
-            call(result.stream, *places)
-
-    @functools.cached_property
-    def _calls(self) -> Layouts[Call]:
-        return Layouts(self._prepared)
-
-    def _prepared(self, source: DeviceArray, result: DeviceArray, images: int, device: int) -> Call:
+    def launches(self, source: DeviceArray, result: DeviceArray) -> list[Launch]:
         p = self.problem
-        axes: tuple[Axis, ...] = axes_of(p)
         cells, blocks = math.prod(p.result_size), p.groups * self._padded // self._block
         sizes = Sizes(
             p.source_channels // p.groups, p.result_channels // p.groups, self._padded, blocks, cells,
@@ -222,6 +209,12 @@ class DirectSetup:
         )  # fmt: skip
         folds = p.transposed and p.padding_mode != "zeros"
         kernel = direct_kernel(p.dtype, p.out_dtype, self._block, p.transposed, folds, cells * blocks >= 2**31 - THREADS)
-        grid = (-(-cells * blocks // THREADS), images, 1)
-        constants = numbers([*axes, Steps(*source.steps), Steps(*result.steps), sizes])
-        return Call(driver().function(kernel, device), grid, 4, constants)
+        function = driver().function(kernel, source.device)
+        constants = numbers([*axes_of(p), Steps(*source.steps), Steps(*result.steps), sizes])
+        found = []
+        for first in range(0, source.shape[0], MOST_ROWS):  # images are counted along a short dimension of the grid
+            grid = (-(-cells * blocks // THREADS), min(MOST_ROWS, source.shape[0] - first), 1)
+            bias = (PACKED + 1, 0) if p.bias else (NULL, 0)
+            places = (SOURCE, first * source.strides[0]), (PACKED, 0), bias, (RESULT, first * result.strides[0])
+            found.append(Launch(Call(function, grid, 4, constants), places))
+        return found

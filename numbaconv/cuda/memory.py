@@ -9,6 +9,8 @@ from ..device import DeviceArray
 from .arrays import empty, ordered, stream_handle
 from .copies import copy
 from .driver import driver
+from .launches import Launched
+from .repeat import Repeat
 from .sums import add, channel_sums
 from .transfers import overwrite, to_host
 
@@ -40,6 +42,9 @@ class Device:
     def settle(self, packed: tuple[DeviceArray, ...]) -> None:
         if packed:
             driver().synchronize(packed[0].stream, packed[0].device)
+
+    def repeating(self, setup: Any, rank: int, packed: tuple[Any, ...]) -> Repeat | None:
+        return Repeat(setup, rank, packed) if isinstance(setup, Launched) else None
 
     def conjugate(self, array: DeviceArray, out: DeviceArray | None = None) -> DeviceArray:
         result = empty(array.shape, array.dtype, array) if out is None else out
