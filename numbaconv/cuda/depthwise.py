@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 
 from ..choose import Accuracy
 from ..device import DeviceArray
-from ..layouts import Layouts
 from ..problem import Problem, itemsize
 from . import depthwise_kernels as k
 from .arrays import empty
@@ -16,6 +14,7 @@ from .copies import copy, strided_copy
 from .driver import MOST_ROWS, Call, driver
 from .elements import element
 from .geometry import mode_of, numbers, too_long
+from .launches import NULL, PACKED, RESULT, SOURCE, Launch, Launched
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 MOST_TAPS = 121  # of a plane of the kernel: more do not stay in registers
@@ -100,7 +99,7 @@ def threads_of(p: Problem, form: k.Form) -> int:
 
 
 @dataclass(frozen=True)
-class DepthwiseSetup:
+class DepthwiseSetup(Launched):
     """The weight is packed as (taps, channels) in the accumulator's dtype."""
 
     problem: Problem
@@ -121,22 +120,13 @@ class DepthwiseSetup:
         copy(bias, added)
         return packed, added
 
-    def run(self, source: DeviceArray, packed: tuple[DeviceArray, ...], result: DeviceArray) -> None:
-        weight, bias = packed[0], packed[1].pointer if len(packed) > 1 else 0
-        aligned = source.pointer % 16 == 0 and result.pointer % 16 == 0
-        call = self._calls(source, result, aligned, source.device)
-        call(result.stream, source.pointer, weight.pointer, bias, result.pointer)
-
-    @functools.cached_property
-    def _calls(self) -> Layouts[Call]:
-        return Layouts(self._prepared)
-
-    def _prepared(self, source: DeviceArray, result: DeviceArray, aligned: bool, device: int) -> Call:
+    def launches(self, source: DeviceArray, result: DeviceArray) -> list[Launch]:
         p = self.problem
-        form = self.form(source, result, aligned)
-        function = driver().function(k.kernel(form), device)
+        form = self.form(source, result, source.pointer % 16 == 0 and result.pointer % 16 == 0)
+        function = driver().function(k.kernel(form), source.device)
         grid = (-(-threads_of(p, form) // k.THREADS), min(source.shape[0], MOST_ROWS), 1)
-        return Call(function, grid, 4, numbers([geometry(p, form, source.shape[0], source.strides, result.strides)]))
+        call = Call(function, grid, 4, numbers([geometry(p, form, source.shape[0], source.strides, result.strides)]))
+        return [Launch(call, ((SOURCE, 0), (PACKED, 0), (PACKED + 1, 0) if p.bias else (NULL, 0), (RESULT, 0)))]
 
     def form(self, source: DeviceArray, result: DeviceArray, aligned: bool) -> k.Form:
         p, size = self.problem, source.itemsize

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from ..axes import Part, axis_parts, pixel_count, tap_count
 from ..choose import Accuracy
 from ..device import DeviceArray
-from ..layouts import Layouts
 from ..problem import Problem
 from .arrays import empty
 from .copies import strided_copy
@@ -22,6 +21,7 @@ from .driver import MOST_BLOCKS, MOST_ROWS, Call, driver
 from .finite import find_not_finite
 from .geometry import mode_of, numbers, too_long
 from .implicit_gemm_kernel import QUAD, Geometry, Tile, kernel
+from .launches import NULL, PACKED, RESULT, SOURCE, Launch, Launched
 
 MOST_PARTS = 64
 ITEM = 4  # bytes of float32
@@ -62,7 +62,7 @@ class ImplicitGemm:
 
 
 @dataclass(frozen=True)
-class ImplicitGemmSetup:
+class ImplicitGemmSetup(Launched):
     """Forward or input gradient with one tile; ``pack`` returns one product's weight after the other, the bias, and whether the
     weight of a gradient is not finite."""
 
@@ -139,37 +139,28 @@ class ImplicitGemmSetup:
             strided_copy(bias, added, added.shape, steps, added.steps, (p.groups, self.rows))
         return (packed, added, find_not_finite(packed)) if p.transposed else (packed, added)
 
-    def run(self, source: DeviceArray, packed: tuple[DeviceArray, ...], result: DeviceArray) -> None:
-        weight, bias, flag = packed[0], packed[1], packed[2].pointer if len(packed) > 2 else 0
-        most = self._most_images
-        for first in range(0, source.shape[0], most):
-            images = min(most, source.shape[0] - first)
-            read, written = source.pointer + first * source.strides[0], result.pointer + first * result.strides[0]
-            for call, start, at in self._calls(source, result, images, source.device, read % 16 == 0):
-                call(result.stream, read, weight.pointer + start, bias.pointer, written + at, flag)
-
     @functools.cached_property
     def _most_images(self) -> int:
         """Of one launch: cells and blocks are counted in 32 bits."""
         cells = max(pixel_count(part) for part in self.parts)
         return max(1, min(MOST_BLOCKS // cells, MOST_BLOCKS // (self.padded_rows // self.tile.rows) * self.tile.cells // cells) - 1)
 
-    @functools.cached_property
-    def _calls(self) -> Layouts[list[tuple[Call, int, int]]]:
-        """Of a layout: each part's launch, and where its weight and its result start, in bytes."""
-        return Layouts(self._prepared)
-
-    def _prepared(self, source: DeviceArray, result: DeviceArray, images: int, device: int, aligned: bool) -> list[tuple[Call, int, int]]:
-        last = aligned and self.channels % QUAD == 0 and source.strides[1] == ITEM
+    def launches(self, source: DeviceArray, result: DeviceArray) -> list[Launch]:
+        last = source.pointer % 16 == 0 and self.channels % QUAD == 0 and source.strides[1] == ITEM
         last = last and all(step % 16 == 0 for axis, (n, step) in enumerate(zip(source.shape, source.strides)) if n > 1 and axis != 1)
-        function = driver().function(kernel(self.tile, last, result.strides[1] == ITEM and self.rows > 1, self.problem.transposed), device)
-        calls = []
-        for start, part in zip(self._starts, self.parts):
-            geometry = self._geometry(part, images, source.steps, result.steps)
-            blocks = -(-images * pixel_count(part) // self.tile.cells) * geometry.row_tiles
-            call = Call(function, (blocks, self.problem.groups, 1), 5, numbers([geometry]))
-            calls.append((call, start * ITEM, sum(axis.first * step for axis, step in zip(part, result.strides[2:]))))
-        return calls
+        transposed = self.problem.transposed
+        function = driver().function(kernel(self.tile, last, result.strides[1] == ITEM and self.rows > 1, transposed), source.device)
+        found, most = [], self._most_images
+        for first in range(0, source.shape[0], most):
+            images = min(most, source.shape[0] - first)
+            for start, part in zip(self._starts, self.parts):
+                geometry = self._geometry(part, images, source.steps, result.steps)
+                blocks = -(-images * pixel_count(part) // self.tile.cells) * geometry.row_tiles
+                call = Call(function, (blocks, self.problem.groups, 1), 5, numbers([geometry]))
+                at = first * result.strides[0] + sum(axis.first * step for axis, step in zip(part, result.strides[2:]))
+                read, flag = (SOURCE, first * source.strides[0]), (PACKED + 2, 0) if transposed else (NULL, 0)
+                found.append(Launch(call, (read, (PACKED, start * ITEM), (PACKED + 1, 0), (RESULT, at), flag)))
+        return found
 
     def _geometry(self, part: Part, images: int, source: tuple[int, ...], result: tuple[int, ...]) -> Geometry:
         p = self.problem

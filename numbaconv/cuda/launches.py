@@ -30,11 +30,11 @@ class Launched:
 
     @functools.cached_property
     def _known(self) -> Layouts[Sequence[Launch]]:
-        return Layouts(lambda source, result, device, aligned: self.launches(source, result))
+        return Layouts(lambda source, result, *_: self.launches(source, result))
 
     def prepared(self, source: DeviceArray, result: DeviceArray) -> Sequence[Launch]:
-        """:meth:`launches`, remembered by layout, device and whether the source starts on 16 bytes."""
-        return self._known(source, result, source.device, source.pointer % 16 == 0)
+        """:meth:`launches`, remembered by layout, device and where the arrays start relative to 16 bytes, which vector accesses need."""
+        return self._known(source, result, source.device, source.pointer % 16, result.pointer % 16)
 
     def run(self, source: DeviceArray, packed: tuple[DeviceArray, ...], result: DeviceArray) -> None:
         launch(self.prepared(source, result), result.stream, source.pointer, packed, result.pointer)

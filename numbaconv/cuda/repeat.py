@@ -47,5 +47,5 @@ class Repeat:
 
 
 def _key(x: DeviceArray, y: DeviceArray) -> Any:
-    # A launch may count on a source that starts on 16 bytes.
-    return x.shape, x.strides, x.dtype, x.device, x.pointer % 16, y.shape, y.strides, y.dtype, y.device
+    # A launch may count on arrays that start on 16 bytes.
+    return x.shape, x.strides, x.dtype, x.device, x.pointer % 16, y.shape, y.strides, y.dtype, y.device, y.pointer % 16
