@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import math
 import multiprocessing
+import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,20 +26,24 @@ if TYPE_CHECKING:
     from ..cuda.launch import Kernel
 
 
-def compile_ahead(problems: Sequence[str], architecture: str, say: Callable[[str], None], processes: int | None = None) -> None:
+def processes(count: int | None = None) -> ProcessPoolExecutor:
+    """Processes without a device, by default four fewer than there are processors, which the benchmark itself keeps busy."""
+    return ProcessPoolExecutor(count or max(1, (os.cpu_count() or 1) - 4), multiprocessing.get_context("spawn"))
+
+
+def compile_ahead(problems: Sequence[str], architecture: str, pool: Executor, say: Callable[[str], None]) -> None:
     """Compile every kernel that these problems, as text forms, need on contiguous and channels-last arrays."""
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        notes = [pool.submit(kernel_names, text, architecture) for text in problems]
-        user: dict[str, str] = {}
-        for text, note in zip(problems, notes):
-            try:
-                user.update((name, text) for name in note.result())
-            except Exception as error:  # the benchmark itself will show it
-                say(f"{text}: not compiled ahead: {type(error).__name__}: {error}")
-        for name, compiled in [(name, pool.submit(_compile, name, text, architecture)) for name, text in user.items()]:
-            failed = compiled.exception()
-            if failed is not None:
-                say(f"{name}: not compiled ahead: {type(failed).__name__}: {failed}")
+    notes = [pool.submit(kernel_names, text, architecture) for text in problems]
+    user: dict[str, str] = {}
+    for text, note in zip(problems, notes):
+        try:
+            user.update((name, text) for name in note.result())
+        except Exception as error:  # the benchmark itself will show it
+            say(f"{text}: not compiled ahead: {type(error).__name__}: {error}")
+    for name, compiled in [(name, pool.submit(_compile, name, text, architecture)) for name, text in user.items()]:
+        failed = compiled.exception()
+        if failed is not None:
+            say(f"{name}: not compiled ahead: {type(failed).__name__}: {failed}")
 
 
 def kernel_names(text: str, architecture: str) -> list[str]:

@@ -25,7 +25,7 @@ from .contenders import (
     to_tensor,
 )
 from .layers import Layer
-from .measure import Row, check_contenders, expected, layer_task, row_of
+from .measure import Expected, Row, check_contenders, expected, layer_task, row_of
 from .timing import Stopwatch, in_turns
 
 SLOT = 0.004
@@ -83,13 +83,18 @@ class GpuRow(Row):
         return f"{self.flops / self.seconds / 1e12:.2f} TFLOP/s"
 
 
-def bench_on_gpu(layer: Layer, peers: Sequence[Contender], gpu: Gpu, rounds: int, say: Callable[[str], None]) -> list[GpuRow]:
-    """Time ours and the peers on a layer, as :func:`~numbaconv.bench.measure.bench_layer` does on the host."""
+def bench_on_gpu(
+    layer: Layer, peers: Sequence[Contender], gpu: Gpu, rounds: int, say: Callable[[str], None], right: Expected | None = None
+) -> list[GpuRow]:
+    """Time ours and the peers on a layer, as :func:`~numbaconv.bench.measure.bench_layer` does on the host.
+
+    right : what ``expected_of(layer)`` has, where it is known already.
+    """
     p = layer.problem
     host = layer_task(layer, 1)
     copies = min(MOST_COPIES, math.ceil(_CACHES * gpu.cache_bytes / p.bytes))
     tasks = [host.on(gpu) for _ in range(copies)]
-    checked = check_contenders(layer, tasks, expected(host), ours(p.direction), peers, say)
+    checked = check_contenders(layer, tasks, right or expected(host), ours(p.direction), peers, say)
     turns = in_turns({one.contender.name: one.prepared.call for one in checked}, gpu.stopwatch, rounds, SLOT)
     peak, bandwidth = gpu.limits(p.dtype)
     return [

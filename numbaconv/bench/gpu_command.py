@@ -6,15 +6,17 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 
-from .ahead import compile_ahead
+from ..problem import Problem
+from .ahead import compile_ahead, processes
 from .contenders import Contender, find_peers
 from .gpu import Gpu, GpuRow, TorchGpu, bench_on_gpu, gpu_peers, ieee_torch
 from .gpu_report import cost_lines, describe, gpu_results, markdown, summary
 from .launch_cost import Cost, measure_costs
 from .layers import Layer, find_gpu_layers
-from .measure import WrongAnswer
+from .measure import WrongAnswer, expected_of
 from .report import Result, read_csv, write_csv
 
 
@@ -27,8 +29,8 @@ def run(options: argparse.Namespace) -> int:
         return 0
     layers = [
         (layer, find_peers(options.against, gpu_peers(direction)))
-        for dtype in options.dtype or [None]
         for direction in options.direction
+        for dtype in options.dtype or [None]
         for layer in find_gpu_layers(options.layers, dtype, direction, options.batch)
     ]
     why = _unavailable()
@@ -41,34 +43,48 @@ def run(options: argparse.Namespace) -> int:
 
 def measure(options: argparse.Namespace, layers: Sequence[tuple[Layer, list[Contender]]], gpu: Gpu, architecture: str) -> int:
     """Compile ahead, time the layers and the fixed costs; 1 where an answer of ours is wrong."""
-    begin, rows, failed = time.monotonic(), list[GpuRow](), False
+    begin = time.monotonic()
+    pool = processes()
+    try:
+        compile_ahead(list(dict.fromkeys(str(layer.problem) for layer, _ in layers)), architecture, pool, _say)
+        _say(f"{gpu.name}; kernels compiled after {time.monotonic() - begin:.0f} s")
+        costs = measure_costs(gpu)  # by the host's clock, so while nothing else runs there
+        if options.costs:
+            write_csv(options.costs, costs)
+        for line in cost_lines(costs):
+            _say(line)
+        rows, failed = _measure_layers(options, layers, gpu, pool, begin)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    _report(options, rows, costs)
+    return int(failed)
 
-    def say(text: str) -> None:
-        print(text, flush=True)
 
-    compile_ahead(list(dict.fromkeys(str(layer.problem) for layer, _ in layers)), architecture, say)
-    say(f"{gpu.name}; kernels compiled after {time.monotonic() - begin:.0f} s")
-    costs = measure_costs(gpu)
-    if options.costs:
-        write_csv(options.costs, costs)
-    for line in cost_lines(costs):
-        say(line)
+def _measure_layers(
+    options: argparse.Namespace, layers: Sequence[tuple[Layer, list[Contender]]], gpu: Gpu, pool: Executor, begin: float
+) -> tuple[list[GpuRow], bool]:
+    """The rows of the layers, and whether an answer of ours is wrong; what is right is worked out in the pool, ahead of the device."""
+    rows, failed = list[GpuRow](), False
+    right = [pool.submit(expected_of, layer) for layer, _ in layers]
     for done, (layer, peers) in enumerate(layers):
         if options.seconds is not None and time.monotonic() - begin > options.seconds:
-            say(f"{len(layers) - done} of {len(layers)} layers are left out: --seconds {options.seconds:g} have passed")
+            _say(f"{len(layers) - done} of {len(layers)} layers are left out: --seconds {options.seconds:g} have passed")
             break
         try:
-            measured = bench_on_gpu(layer, peers, gpu, options.rounds, say)
+            measured = bench_on_gpu(layer, peers, gpu, options.rounds, _say, right[done].result())
         except WrongAnswer as error:
-            say(f"{layer.name}: numbaconv is WRONG: {error}")
+            _say(f"{layer.name}: numbaconv is WRONG: {error}")
             failed = True
             continue
-        say(describe(Result(tuple(measured))))
+        _say(f"{Problem.parse(measured[0].problem).direction:<12}{describe(Result(tuple(measured)))}")
         rows += measured
         if options.csv:
             write_csv(options.csv, rows)  # after each layer: an interrupted run keeps what it has
-    _report(options, rows, costs)
-    return int(failed)
+    return rows, failed
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def _report(options: argparse.Namespace, rows: Sequence[GpuRow], costs: Sequence[Cost]) -> None:

@@ -26,6 +26,7 @@ PLACES = 32  # of a result at which answers are checked, all channels each
 PAIRS = 8  # of channels of a weight gradient, all taps each
 _TOLERANCE = {"float64": 1024 * 2.0**-53, "complex128": 1024 * 2.0**-53, "float16": 4 * 2.0**-11, "bfloat16": 4 * 2.0**-8}
 _PEAK = "peak"
+Expected = tuple[Sample | WeightSample, AnyArray]
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Checked(NamedTuple):
 def check_contenders(
     layer: Layer,
     tasks: Sequence[Task],
-    expected: tuple[Sample | WeightSample, AnyArray],
+    right: Expected,
     ours: Sequence[Contender],
     peers: Sequence[Contender],
     say: Callable[[str], None],
@@ -113,7 +114,7 @@ def check_contenders(
             answer = prepared.answer(prepared.call())
             if contender in ours and np.isnan(answer).any():
                 raise WrongAnswer("some elements are NaN, or were not written")
-            found.append(Checked(contender, prepared, check(layer.problem, answer, *expected)))
+            found.append(Checked(contender, prepared, check(layer.problem, answer, *right)))
         except Exception as error:  # other people's software, which may raise anything
             if contender in ours:
                 raise
@@ -121,7 +122,7 @@ def check_contenders(
     return found
 
 
-def expected(task: Task) -> tuple[Sample | WeightSample, AnyArray]:
+def expected(task: Task) -> Expected:
     """What is checked of a task's answer, and its exact values."""
     p, g = task.problem, task.grad_output
     if g is None:
@@ -132,6 +133,11 @@ def expected(task: Task) -> tuple[Sample | WeightSample, AnyArray]:
         return sample, sample.exact(task.weight, None)
     pairs = draw_weight_sample(p, PAIRS)
     return pairs, pairs.exact(task.input, g)
+
+
+def expected_of(layer: Layer) -> Expected:
+    """The same of a layer's task."""
+    return expected(layer_task(layer, 1))
 
 
 def check(problem: Problem, answer: AnyArray, sample: Sample | WeightSample, exact: AnyArray) -> tuple[float, float]:

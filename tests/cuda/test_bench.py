@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -126,7 +127,8 @@ def test_compiling_ahead_fills_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     said: list[str] = []
     text = "f32_fwd_mb1g1_ic1iw9_oc1kw1_s1_p0:0_d1_zeros_b0"
-    ahead.compile_ahead([text, "nonsense"], "sm_90a", said.append, 1)
+    with ahead.processes(1) as pool:
+        ahead.compile_ahead([text, "nonsense"], "sm_90a", pool, said.append)
     assert len(list(tmp_path.rglob("*.cubin"))) >= 2 and len(said) == 1 and said[0].startswith("nonsense: not compiled ahead: ValueError")
 
 
@@ -211,6 +213,7 @@ def options_of(line: str) -> argparse.Namespace:
 
 def test_command(fake: FakeGpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(gpu_command, "compile_ahead", lambda *_: None)
+    monkeypatch.setattr(gpu_command, "processes", ThreadPoolExecutor)
     monkeypatch.setattr(gpu_command, "measure_costs", partial(measure_costs, calls=1, rounds=1))
     files = {name: tmp_path / name for name in ("csv", "markdown", "costs")}
     options = options_of("--device cuda --rounds 1 " + " ".join(f"--{name} {path}" for name, path in files.items()))
