@@ -72,8 +72,9 @@ def _measure_layers(
             break
         try:
             measured = bench_on_gpu(layer, peers, gpu, options.rounds, _say, right[done].result())
-        except WrongAnswer as error:
-            _say(f"{layer.name}: numbaconv is WRONG: {error}")
+        except Exception as error:  # the other layers are measured all the same: time on a device is dear
+            what = "is WRONG" if isinstance(error, WrongAnswer) else f"FAILED: {type(error).__name__}"
+            _say(f"{layer.name}: {layer.problem.direction}: numbaconv {what}: {error}")
             failed = True
             continue
         _say(f"{Problem.parse(measured[0].problem).direction:<12}{describe(Result(tuple(measured)))}")

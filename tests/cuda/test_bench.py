@@ -21,7 +21,7 @@ if why := packages.missing():
 
 from numbaconv.__main__ import main
 from numbaconv.arrays import dtype_named
-from numbaconv.bench import ahead, gpu, gpu_command, gradients
+from numbaconv.bench import ahead, contenders, gpu, gpu_command, gradients
 from numbaconv.bench.command import add_options
 from numbaconv.bench.contenders import Contender, Prepared, Task, numbaconv_function, numbaconv_out
 from numbaconv.bench.gpu import GpuRow, bench_on_gpu
@@ -74,6 +74,10 @@ def on_host(task: Task) -> Prepared:
 
 def wrong(task: Task) -> Prepared:
     return Prepared(task.poisoned, task.to_host)
+
+
+def refusing(task: Task) -> Prepared:
+    raise RuntimeError("no")
 
 
 PEER = Contender("torch", on_host, ("numba",), "numba")
@@ -180,6 +184,37 @@ def test_fixed_costs(fake: FakeGpu) -> None:
     assert len(cost_lines(costs)) == 6 and cost_lines(costs)[2].endswith("| 0.0 |")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("direction", ["forward", "input_grad", "weight_grad"])
+def test_tensors(dtype: str, direction: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch and cuDNN's side on tensors of the host, with torch in the place of ours: layouts, rotation and the way back."""
+    torch = pytest.importorskip("torch")
+
+    class Host(FakeGpu):
+        def put(self, array: np.ndarray) -> Any:
+            return contenders.to_tensor(array).clone()
+
+        def get(self, array: Any) -> np.ndarray:
+            return contenders.from_tensor(array)
+
+        def full(self, shape: tuple[int, ...], dtype: str, value: float) -> Any:
+            return torch.full(shape, value, dtype=getattr(torch, dtype))
+
+    layouts = set()
+
+    def by_torch(task: Task) -> Prepared:
+        out, ready = task.poisoned(), (contenders.torch if direction == "forward" else gradients.torch)(task)
+        layouts.add((task.input.is_contiguous(), out.is_contiguous(), out.is_contiguous(memory_format=torch.channels_last)))
+        return Prepared(lambda: out.copy_(ready.call()), task.to_host)
+
+    for module, name in ((gpu, "numbaconv_out"), (gradients, "numbaconv_out"), (gpu, "numbaconv_function")):
+        monkeypatch.setattr(module, name, by_torch)
+    rows = bench_on_gpu(find_gpu_layers([TINY], dtype, direction)[0], gpu.gpu_peers(direction), Host(None), 1, print)
+    ours = ["numbaconv", "numbaconv_cl", *(["numbaconv_function"] if direction == "forward" else [])]
+    assert [row.contender for row in rows] == [*ours, "torch", "torch_cl"]
+    assert layouts == {(True, True, False), (False, False, True)}
+
+
 # ---- tables and the command ------------------------------------------------------------------------------------------------------
 def row_of(layer: Layer, name: str, microseconds: float) -> GpuRow:
     p = layer.problem
@@ -232,9 +267,10 @@ def test_command(fake: FakeGpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     assert gpu_command.measure(options, layers, fake, "sm_90a") == 0
     assert "2 of 2 layers are left out: --seconds 0 have passed" in capsys.readouterr().out
     options.seconds = None
-    monkeypatch.setattr(gpu, "ours", lambda direction: (Contender("numbaconv", wrong),))
-    assert gpu_command.measure(options, layers[:1], fake, "sm_90a") == 1
-    assert "numbaconv is WRONG" in capsys.readouterr().out
+    for prepare, sentence in ((wrong, "forward: numbaconv is WRONG: "), (refusing, "forward: numbaconv FAILED: RuntimeError: no")):
+        monkeypatch.setattr(gpu, "ours", lambda direction, own=prepare: (Contender("numbaconv", own),))
+        assert gpu_command.measure(options, layers[:1], fake, "sm_90a") == 1
+        assert sentence in capsys.readouterr().out
 
 
 def test_without_a_gpu_the_command_says_why(gpu: bool, capsys: pytest.CaptureFixture[str]) -> None:
@@ -263,9 +299,10 @@ def test_bad_arguments_exit_2(line: str, sentence: str, capsys: pytest.CaptureFi
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["float32", "float16,bfloat16", "float64", "complex64"])
-def test_command_on_a_gpu(dtype: str, tmp_path: Path) -> None:
+def test_command_on_a_gpu(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch as it is: tensors, events, and channels_last."""
     pytest.importorskip("torch")
+    monkeypatch.setattr(gpu_command, "processes", partial(ahead.processes, 2))
     table = tmp_path / "rows.csv"
     directions = "forward,input_grad,weight_grad"
     assert main(f"bench --device cuda --layers {TINY} --direction {directions} --dtype {dtype} --rounds 1 --csv {table}".split()) == 0
