@@ -5,8 +5,8 @@ other, and it sums over k, which runs through the taps and for each of them thro
 result is one chain of fused multiply-adds in that order from zero on, the bias added last: its bits depend on nothing else.
 
 A block of threads computes a tile of rows and cells.  Each thread gathers the source of one cell, quad by quad: a quad is four channels of
-one tap.  Cells of the padding are zeros in shared memory and are multiplied.  Two tiles of ``DEPTH`` steps of k alternate in shared
-memory: one is copied while the other is multiplied.
+one tap.  Cells of the padding are zeros in shared memory and are multiplied.  Several tiles of some steps of k are in shared memory: while
+one is multiplied, the next ones are copied.
 
 The layout of a warp's threads, four by eight interleaved, is that of CUTLASS's SIMT kernels: any sixteen lanes read 128 different bytes.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
+import numpy as np
 from numba import cuda
 from numba.cuda import float32, int32, int64, types, uint32, uint64
 
@@ -23,19 +24,22 @@ from .. import padding
 from . import launch, ptx
 
 EIGHT = 8
-"""Steps of k that are multiplied in one piece of code."""
+"""Steps of k that one call of ``multiply`` takes."""
 QUAD = 4
 """Channels of one tap that are gathered at once."""
 
 
 class Tile(NamedTuple):
-    """How a block is made: warps along rows and along cells; a thread has 8 rows and ``quads`` times 4 cells."""
+    """How a block is made: warps along rows and along cells; a thread has 8 rows and ``quads`` times 4 cells.
+
+    depth : steps of k, 8 or 16; stages : tiles in shared memory, of which one is multiplied
+    """
 
     row_warps: int
     cell_warps: int
     quads: int
-    depth: int = 8
-    stages: int = 2
+    depth: int
+    stages: int
 
     @property
     def rows(self) -> int:
@@ -51,8 +55,8 @@ class Tile(NamedTuple):
 
     @property
     def blocks(self) -> int:
-        """Blocks on one multiprocessor: 512 threads with up to 128 registers, or 768 with up to 80."""
-        return (512 if self.quads == 2 else 768) // self.threads
+        """Blocks on one multiprocessor: 512 threads with up to 128 registers, or 640 with up to 96."""
+        return (512 if self.quads == 2 else 640) // self.threads
 
     def __str__(self) -> str:
         return f"{self.rows}x{self.cells}-{self.threads}-{self.depth}-{self.stages}"
@@ -115,7 +119,7 @@ _PITCH = 36  # floats from the 32 channels of one cell to those of the next, whi
 
 
 def _device(function: Any) -> Any:
-    return cuda.jit(device=True, inline="always")(function)
+    return cuda.jit(device=True)(function)
 
 
 _source_index = _device(padding.source_index)
@@ -143,27 +147,71 @@ def _place(cell, g):  # type: ignore[no-untyped-def]
 
 
 @_device
-def _next_tap(channel, tap_d, tap_h, tap_w, g):  # type: ignore[no-untyped-def]
-    """The same step of k, with its channel within its tap."""
-    while channel >= g.padded_channels:
-        channel = int32(channel - g.padded_channels)
-        tap_w = int32(tap_w + 1)
-        if tap_w == g.taps_w:
-            tap_w = int32(0)
-            tap_h = int32(tap_h + 1)
-            if tap_h == g.taps_h:
-                tap_h = int32(0)
-                tap_d = int32(tap_d + 1)
-    return channel, tap_d, tap_h, tap_w
-
-
-@_device
 def _source_offset(d, h, w, g):  # type: ignore[no-untyped-def]
     """Where in an image, in elements, the cell at this padded position gets its value, and whether it gets one."""
     z = int32(_source_index(d, g.size_d, g.mode))
     y = int32(_source_index(h, g.size_h, g.mode))
     x = int32(_source_index(w, g.size_w, g.mode))
     return int64(z) * g.source_d + int64(y) * g.source_h + int64(x) * g.source_w, int32(z | y | x) >= int32(0)
+
+
+@_device
+def _first_quad(member, team, origin, g):  # type: ignore[no-untyped-def]
+    """The walk of a thread through taps and channels, before its first step."""
+    channel = int32(int32((member - team) * int32(QUAD)) + g.padded_channels)
+    return channel, int32(0), int32(0), int32(-1), origin, int32(0)
+
+
+@_device
+def _next_quad(walk, team, cell, origin, g):  # type: ignore[no-untyped-def]
+    """A step of the walk: channel and tap, the quad's address, and the channels from which on it is nothing but zeros.
+
+    cell : the padded position that the first tap meets, and whether there is a cell at all; origin : address of the cell's image and group
+    """
+    channel, tap_d, tap_h, tap_w, address, taken = walk
+    d, h, w, exists = cell
+    stride = int64(g.source_channel * 4)
+    channel, address = int32(channel + team * int32(QUAD)), int64(address + stride * int64(team * int32(QUAD)))
+    if channel >= g.padded_channels:
+        while channel >= g.padded_channels:
+            channel = int32(channel - g.padded_channels)
+            tap_w = int32(tap_w + 1)
+            if tap_w == g.taps_w:
+                tap_w = int32(0)
+                tap_h = int32(tap_h + 1)
+                if tap_h == g.taps_h:
+                    tap_h = int32(0)
+                    tap_d = int32(tap_d + 1)
+        z, y, x = int32(d + tap_d * g.spacing_d), int32(h + tap_h * g.spacing_h), int32(w + tap_w * g.spacing_w)
+        offset, inside = _source_offset(z, y, x, g)
+        taken = int32(g.channels if exists and inside and tap_d < g.taps_d else 0)
+        address = int64(origin + offset * 4 + stride * int64(channel))
+    return channel, tap_d, tap_h, tap_w, address, taken
+
+
+@functools.cache
+def _load_quads(count: int) -> Any:
+    """``load(walk, team, cell, origin, g)``: so many steps of a walk with channels last; the walk then, and the values as one tuple."""
+
+    @_device
+    def load(walk, team, cell, origin, g):  # type: ignore[no-untyped-def]
+        walk = _next_quad(walk, team, cell, origin, g)
+        values = (float32(0), float32(0), float32(0), float32(0))
+        if walk[0] < walk[5]:
+            values = _load4(uint64(walk[4]))
+        return walk, values
+
+    if count == 1:
+        return load
+    rest = _load_quads(count - 1)
+
+    @_device
+    def load_all(walk, team, cell, origin, g):  # type: ignore[no-untyped-def]
+        walk, values = load(walk, team, cell, origin, g)
+        walk, more = rest(walk, team, cell, origin, g)
+        return walk, values + more
+
+    return load_all
 
 
 @_device
@@ -292,11 +340,11 @@ def kernel(tile: Tile, channels_last_source: bool, channels_last_result: bool, t
     STAGED, WARP_CELLS = STAGES * DEPTH * (ROWS + CELLS), 32 * tile.quads
     TEAM = THREADS // CELLS  # threads that gather for one cell
     FETCHES = DEPTH // QUAD // TEAM  # quads of a tile that each of them gathers
-    GATHERED = QUAD * FETCHES
+    ZEROS = (np.float32(0),) * (QUAD * FETCHES)
     PIECES = DEPTH * ROWS // 4  # of 16 bytes in a tile of the weight
     COPIES = -(-PIECES // THREADS)
     STAGE = 4 * 8 * _PITCH if channels_last_result else 4 * 4 * WARP_CELLS  # bytes
-    wait = ptx.wait_async(STAGES - 2)
+    wait, load_quads = ptx.wait_async(STAGES - 2), _load_quads(FETCHES)
     multiply, write = _multiply(tile), _write(tile, channels_last_result)
 
     def implicit_gemm(source, weight, bias, result, flag, g):  # type: ignore[no-untyped-def]
@@ -317,15 +365,13 @@ def kernel(tile: Tile, channels_last_source: bool, channels_last_result: bool, t
         if thread < int32(CELLS):
             at = int64(image) * g.result_image + int64(d) * g.result_d + int64(h) * g.result_h + int64(w) * g.result_w
             _put_offset(uint32(offsets + uint32(own * 8)), int64(at * 4) if exists else int64(_NOWHERE))
-        d, h, w = int32(d * g.step_d + g.shift_d), int32(h * g.step_h + g.shift_h), int32(w * g.step_w + g.shift_w)
+        cell = int32(d * g.step_d + g.shift_d), int32(h * g.step_h + g.shift_h), int32(w * g.step_w + g.shift_w), exists
         stride = int64(g.source_channel * 4)
         origin = int64(source) + int64(image) * g.source_image * 4 + int64(group) * int64(g.channels) * stride
         gathered = uint32(staged_cells + uint32((member * int32(QUAD * CELLS) + own) * 4))
-
-        # The walk through taps and channels starts before the first tap.
-        channel = int32(int32((member - int32(TEAM)) * int32(QUAD)) + g.padded_channels)
-        tap_d, tap_h, tap_w = int32(0), int32(0), int32(-1)
-        address, taken = origin, int32(0)
+        team = int32(TEAM)
+        walk = _first_quad(member, team, origin, g)
+        values = ZEROS
 
         weight_row = int64(int64(group) * int64(g.tiles) * DEPTH + int64(thread // int32(ROWS // 4)))
         weight_at = int64(weight) + (weight_row * int64(g.padded_rows) + int64(first_row + thread % int32(ROWS // 4) * 4)) * 4
@@ -336,7 +382,7 @@ def kernel(tile: Tile, channels_last_source: bool, channels_last_result: bool, t
         warp_row, warp_cell = int32(warp % int32(ROW_WARPS) * 32), int32(warp // int32(ROW_WARPS) * int32(WARP_CELLS))
         rows = uint32(staged_rows + uint32((warp_row + _lane_row(lane) * 4) * 4))
         cells = uint32(staged_cells + uint32((warp_cell + _lane_cell(lane) * 4) * 4))
-        sums, quads = cuda.local.array(SUMS, float32), cuda.local.array(GATHERED, float32)
+        sums = cuda.local.array(SUMS, float32)
         for i in range(SUMS):
             sums[i] = float32(0)
 
@@ -349,40 +395,27 @@ def kernel(tile: Tile, channels_last_source: bool, channels_last_result: bool, t
                         to = uint32(copied + uint32(turn * uint32(ROW_TILE)) + uint32(i * THREADS * 16))
                         _copy16(to, uint64(weight_at + weight_step * (i * THREADS // (ROWS // 4))), uint32(16))
                 weight_at = int64(weight_at + weight_step * DEPTH)
-                for i in range(FETCHES):
-                    channel = int32(channel + TEAM * QUAD)
-                    address = int64(address + stride * (TEAM * QUAD))
-                    if channel >= g.padded_channels:
-                        channel, tap_d, tap_h, tap_w = _next_tap(channel, tap_d, tap_h, tap_w, g)
-                        offset, inside = _source_offset(
-                            int32(d + tap_d * g.spacing_d), int32(h + tap_h * g.spacing_h), int32(w + tap_w * g.spacing_w), g
-                        )
-                        taken = int32(g.channels if exists and inside and tap_d < g.taps_d else 0)
-                        address = int64(origin + offset * 4 + stride * int64(channel))
-                    if channels_last_source:
-                        found = (float32(0), float32(0), float32(0), float32(0))
-                        if channel < taken:
-                            found = _load4(uint64(address))
-                        for k in range(QUAD):
-                            quads[i * QUAD + k] = found[k]
-                    else:
+                if channels_last_source:
+                    walk, values = load_quads(walk, team, cell, origin, g)
+                else:
+                    for i in range(FETCHES):
+                        walk = _next_quad(walk, team, cell, origin, g)
+                        left = int32(walk[5] - walk[0])
                         for k in range(QUAD):
                             to = uint32(gathered + uint32(turn * uint32(CELL_TILE)) + uint32((i * TEAM * QUAD + k) * CELLS * 4))
-                            _copy4(to, uint64(address + stride * k), uint32(4 if int32(channel + k) < taken else 0))
+                            _copy4(to, uint64(walk[4] + stride * k), uint32(4 if int32(k) < left else 0))
             ptx.commit_async()
             if tile >= int32(0):
                 other = uint32(turn + uint32(1)) if turn < uint32(STAGES - 1) else uint32(0)
                 left, right = uint32(rows + other * uint32(ROW_TILE)), uint32(cells + other * uint32(CELL_TILE))
-                step = int32(0)
-                while step < int32(DEPTH // EIGHT):
-                    multiply(sums, left, right)
-                    left, right = uint32(left + uint32(EIGHT * ROWS * 4)), uint32(right + uint32(EIGHT * CELLS * 4))
-                    step = int32(step + 1)
+                multiply(sums, left, right)
+                if DEPTH > EIGHT:
+                    multiply(sums, uint32(left + uint32(EIGHT * ROWS * 4)), uint32(right + uint32(EIGHT * CELLS * 4)))
             if channels_last_source and int32(tile + int32(STAGES - 1)) < g.tiles:
                 for i in range(FETCHES):
                     for k in range(QUAD):
                         to = uint32(gathered + uint32(turn * uint32(CELL_TILE)) + uint32((i * TEAM * QUAD + k) * CELLS * 4))
-                        _put(to, quads[i * QUAD + k])
+                        _put(to, values[i * QUAD + k])
             wait()
             cuda.syncthreads()
             turn, tile = uint32(turn + uint32(1)) if turn < uint32(STAGES - 1) else uint32(0), int32(tile + 1)
