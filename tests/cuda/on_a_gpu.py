@@ -36,6 +36,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("numba", "numba-cuda", "cuda-bindings", "numpy", "torch", "cupy-cuda13x", "cupy-cuda12x", "nvidia-cudnn-cu13")
 MINUTES = 8.0
+TOOLKIT = Path("/usr/local/cuda")
 SITE = '''"""What numba-cuda 0.30 needs: of NumPy 2.5 a row_stack, and of a folder on PYTHONPATH its .pth, which is not read."""
 import contextlib
 
@@ -129,10 +130,10 @@ def steps(folder: Path, minutes: float) -> list[Step]:
     junit = f"--junitxml={folder / 'tests.xml'}"
     found = [
         Step("tests", [*gpu_tests, "tests/cuda", "-vv", "-n", workers, "--dist", "load", junit], 2.6 * unit, _read_tests),
-        _bench(folder, "float32", ["--direction", "forward,input_grad,weight_grad", "--rounds", "7"], 3.1 * unit),
+        _bench(folder, "float32", ["--direction", "forward,input_grad,weight_grad", "--rounds", "5"], 3.1 * unit),
         _bench(folder, "others", ["--dtype", OTHER_DTYPES, "--layers", OTHER_LAYERS, "--rounds", "5"], 0.9 * unit),
     ]
-    sanitizer = shutil.which("compute-sanitizer", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"]))
+    sanitizer = shutil.which("compute-sanitizer", path=os.pathsep.join([os.environ.get("PATH", ""), str(TOOLKIT / "bin")]))
     for tool in ("memcheck", "racecheck"):
         quiet = ["--report-api-errors", "no"] if tool == "memcheck" else []  # asking for a context that is not there is no error
         command = [str(sanitizer), "--tool", tool, *quiet, "--error-exitcode", "9", *gpu_tests, "-n", "0"]
@@ -259,6 +260,8 @@ def run(output: Path, minutes: float) -> int:
     """All steps in turn, within so many minutes together; 1 where one did not pass."""
     output.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("NUMBA_CACHE_DIR", tempfile.mkdtemp(prefix="numbaconv-cache-"))
+    if TOOLKIT.is_dir():
+        os.environ.setdefault("CUDA_HOME", str(TOOLKIT))  # where numba-cuda finds NVVM if no package of this Python has it
     os.environ.update(NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS="0", PYTHONUNBUFFERED="1")
     end, about = time.monotonic() + 60 * minutes, machine()
     with tempfile.TemporaryDirectory() as folder:
