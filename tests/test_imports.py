@@ -42,8 +42,10 @@ LAYERS = """
     cuda/arrays
     cuda/columns cuda/copies cuda/launches cuda/sums
     cuda/repeat cuda/transfers
-    cuda/direct_weight cuda/finite cuda/implicit_gemm_kernel cuda/depthwise_kernels cuda/weight_kernels
+    cuda/direct_weight cuda/finite cuda/implicit_gemm_kernel cuda/depthwise_march cuda/weight_kernels
+    cuda/depthwise_kernels
     cuda/depthwise cuda/direct cuda/implicit_gemm cuda/weight_grad
+    cuda/depthwise_weight
     cuda/algorithms cuda/memory
     cuda
     explanation

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ..choose import Algorithm
 from .depthwise import Depthwise
+from .depthwise_weight import DepthwiseWeight
 from .direct import Direct
 from .implicit_gemm import ImplicitGemm
 from .weight_grad import WeightGemm
 
-ALGORITHMS: tuple[Algorithm, ...] = (Depthwise(), ImplicitGemm(), WeightGemm(), Direct())
+ALGORITHMS: tuple[Algorithm, ...] = (Depthwise(), ImplicitGemm(), DepthwiseWeight(), WeightGemm(), Direct())

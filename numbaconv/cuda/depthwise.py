@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..choose import Accuracy
 from ..device import DeviceArray
 from ..problem import Problem, itemsize
 from . import depthwise_kernels as k
+from . import depthwise_march as march
 from .arrays import empty
 from .copies import copy, strided_copy
 from .driver import MOST_ROWS, Call, driver
@@ -44,7 +45,7 @@ class Depthwise:
             return "it sums one source channel for a result"
         if p.transposed and p.padding_mode != "zeros":
             return f"gradients of {p.padding_mode} padding fold back onto the cells that were copied"
-        form = form_of(p, 1, False, True)
+        form = form_of(p)
         if p.kernel[1] * p.kernel[2] > MOST_TAPS or form.reach(1)[1] > MOST_SPAN or max(p.stride[1:]) > MOST_STRIDE:
             return f"it takes up to {MOST_TAPS} taps a plane, strides up to {MOST_STRIDE} and rows of up to {MOST_SPAN} cells a thread"
         if threads_of(p, form) >= 2**31:
@@ -53,7 +54,7 @@ class Depthwise:
 
     def cost(self, problem: Problem) -> float:
         p = problem.per_image
-        form = form_of(p, 1, False, True)
+        form = form_of(p)
         cells = form.reach(0)[1] * form.reach(1)[1] * p.kernel[0]
         each = 60 + cells * 4 + form.rows * form.columns * (p.taps + 4)
         return LAUNCH_SECONDS + max(p.bytes / BYTES_PER_SECOND, threads_of(p, form) * each / INSTRUCTIONS_PER_SECOND)
@@ -62,23 +63,33 @@ class Depthwise:
         return DepthwiseSetup(problem)
 
 
-def form_of(p: Problem, lanes: int, by_channel: bool, unit: bool) -> k.Form:
-    """The kernel for a problem and a layout; results of a thread do not depend on either but in number."""
+def form_of(p: Problem, lanes: int = 1, by_channel: bool = False, vector: int = 0, stores: bool = False) -> march.Form:
+    """The kernel for a problem and a layout, of which the sums of a result do not depend.
+
+    vector, stores : how many source cells of a row, and whether so many results, are contiguous and aligned for one access
+    """
     _, kh, kw = p.kernel
     stride, transposed = (p.stride[1], p.stride[2]), p.transposed
-    rows, columns = (8, 2 if kw >= 5 else 1) if lanes == 1 else (4, 2)
-    if kh * kw > 64:
-        rows = 4
-    if kh == 1:
-        rows, columns = 1, 4 if lanes == 1 else 2
-    if transposed:  # whole steps of the stride
-        rows, columns = (-(-n // s) * s for n, s in zip((rows, columns), stride))
-    elif max(stride) > 1 and kh > 1:
-        rows = 4
-    return k.Form(
+    height = p.result_size[1] + _firsts(p)[0]
+    if lanes > 1:
+        most, columns = 4, 2
+    else:
+        columns = max(1, min(vector, 4)) if kh > 1 else 4
+        most = 8 if kh * kw * columns <= 64 else 4
+    step = stride[0] if transposed else 1
+    rows = -(-height // -(-height // most))
+    rows = -(-rows // step) * step
+    columns = -(-columns // stride[1]) * stride[1] if transposed else columns
+    every = columns // stride[1] if transposed else columns * stride[1]  # source cells from a thread to the next
+    unit = math.gcd(vector, every) if vector else 0
+    form = march.Form(
         p.dtype, transposed, (kh, kw), stride, (p.dilation[1], p.dilation[2]), rows, columns, lanes, by_channel, unit,
         mapped=p.padding_mode != "zeros", multiplies=p.out_per_group > 1,
     )  # fmt: skip
+    if unit < 2:
+        return form
+    first = (p.padding[2][0] - _firsts(p)[1]) // stride[1] + form.reach(1)[0] if transposed else -p.padding[2][0]
+    return replace(form, shift=first % unit, stores=stores and columns == vector)
 
 
 def _firsts(p: Problem) -> tuple[int, int]:
@@ -87,13 +98,13 @@ def _firsts(p: Problem) -> tuple[int, int]:
     return h, w
 
 
-def _groups(p: Problem, form: k.Form) -> tuple[int, int]:
+def _groups(p: Problem, form: march.Form) -> tuple[int, int]:
     """Threads along h and w."""
     h, w = (-(-(n + first) // each) for n, first, each in zip(p.result_size[1:], _firsts(p), (form.rows, form.columns)))
     return h, w
 
 
-def threads_of(p: Problem, form: k.Form) -> int:
+def threads_of(p: Problem, form: march.Form) -> int:
     """Threads for one image."""
     return p.result_channels // form.lanes * p.result_size[0] * math.prod(_groups(p, form))
 
@@ -124,29 +135,47 @@ class DepthwiseSetup(Launched):
         p = self.problem
         form = self.form(source, result, source.pointer % 16 == 0 and result.pointer % 16 == 0)
         function = driver().function(k.kernel(form), source.device)
-        grid = (-(-threads_of(p, form) // k.THREADS), min(source.shape[0], MOST_ROWS), 1)
+        grid = (-(-threads_of(p, form) // march.THREADS), min(source.shape[0], MOST_ROWS), 1)
         call = Call(function, grid, 4, numbers([geometry(p, form, source.shape[0], source.strides, result.strides)]))
         return [Launch(call, ((SOURCE, 0), (PACKED, 0), (PACKED + 1, 0) if p.bias else (NULL, 0), (RESULT, 0)))]
 
-    def form(self, source: DeviceArray, result: DeviceArray, aligned: bool) -> k.Form:
+    def form(self, source: DeviceArray, result: DeviceArray, aligned: bool) -> march.Form:
         p, size = self.problem, source.itemsize
         by_channel = source.strides[1] == result.strides[1] == size and p.result_channels > 1 and p.result_size != (1, 1, 1)
-        lanes = 1
         if by_channel and aligned and p.out_per_group == 1 and p.dtype != "float64":
-            steps = [step for a in (source, result) for axis, step in enumerate(a.strides) if axis != 1 and a.shape[axis] > 1]
-            steps.append(p.result_channels * size)
+            steps = [*_steps(source, 1), *_steps(result, 1), p.result_channels * size]
             taps = p.kernel[1] * p.kernel[2]
             lanes = next(n for n in (4, 2, 1) if n == 1 or (taps * n <= RESIDENT and all(step % (n * size) == 0 for step in steps)))
-        return form_of(p, lanes, by_channel, source.strides[4] == size)
+            return form_of(p, lanes, by_channel)
+        if by_channel:
+            return form_of(p, 1, by_channel)
+        vector = vector_of(p, source, aligned)
+        steps = [*_steps(result, 4), p.result_size[2] * size]
+        stores = result.strides[4] == size and _firsts(p)[1] == 0 and all(step % (vector * size) == 0 for step in steps)
+        return form_of(p, 1, False, vector, vector > 1 and stores)
 
 
-def geometry(p: Problem, form: k.Form, batch: int, source: tuple[int, ...], result: tuple[int, ...]) -> k.Geometry:
+def vector_of(p: Problem, source: DeviceArray, aligned: bool) -> int:
+    """How many cells of a row one load may take: at most 16 bytes, of rows that are all aligned; 0 where cells are not contiguous."""
+    size = source.itemsize
+    if source.strides[4] != size or p.padding_mode != "zeros":
+        return 0
+    steps = [*_steps(source, 4), source.shape[4] * size]
+    return next(n for n in (4, 2, 1) if n == 1 or (aligned and n * size <= 16 and all(step % (n * size) == 0 for step in steps)))
+
+
+def _steps(array: DeviceArray, axis: int) -> list[int]:
+    """Strides in bytes of the other axes."""
+    return [step for i, (n, step) in enumerate(zip(array.shape, array.strides)) if n > 1 and i != axis]
+
+
+def geometry(p: Problem, form: march.Form, batch: int, source: tuple[int, ...], result: tuple[int, ...]) -> k.Geometry:
     """The numbers of the kernel; ``source`` and ``result`` are strides in bytes."""
     rows, columns = _groups(p, form)
     first = _firsts(p)
     vectors = p.result_channels // form.lanes
     digits = (vectors, columns, rows) if form.by_channel else (columns, rows, p.result_size[0])
-    magic, shift = zip(*map(k.divisor, digits))
+    magic, shift = zip(*map(march.divisor, digits))
     return k.Geometry(
         batch, mode_of(p), p.bias, 1 if p.transposed else p.out_per_group, p.kernel[0], p.stride[0], p.dilation[0],
         *p.source_size, *p.result_size, *(lo for lo, _ in p.padding), *first, *source[3:], *result[3:],

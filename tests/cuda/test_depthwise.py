@@ -18,7 +18,7 @@ if why := packages.missing():
     pytest.skip(why, allow_module_level=True)
 
 import numbaconv
-from numbaconv.cuda import depthwise, depthwise_kernels
+from numbaconv.cuda import depthwise, depthwise_kernels, depthwise_march
 
 from . import sass
 from .device import get, put
@@ -41,10 +41,15 @@ TEXTS = (
     dw("fwd", (5, 6, 7), (2, 3, 3), 2, s=2, p=(0, 1, 1), d=(2, 1, 1)),
     dw("fwd", (21,), (5,), 4, p=2, b=1),
     *(dw("fwd", (5, 6, 7), (3, 3, 3), 2, p=2, mode=mode) for mode in ("reflect", "replicate", "circular")),
+    dw("fwd", (9, 12), (3, 3), 2, p=1, b=1),  # rows of whole vectors
+    dw("fwd", (17, 10), (3, 3), 2, p=1, b=1),
+    dw("fwd", (6, 16), (5, 5), 2, s=2, p=2),
     dw("fwd", (10, 9), (3, 3), 4, p=1, t="f16", b=1),
     dw("fwd", (10, 9), (3, 3), 4, p=1, t="bf16"),
     dw("fwd", (6, 9), (3, 3), 2, p=1, t="f64"),
     dw("igrad", (9, 17), (3, 3), 4, p=1, mb=2),
+    dw("igrad", (9, 12), (3, 3), 2, p=1),
+    dw("igrad", (5, 8), (4, 4), 2, s=2, p=1),
     dw("igrad", (5, 6), (3, 3), 4, s=2, p=1, op=1, b=1),
     dw("igrad", (5, 6), (4, 2), 2, s=(3, 2), p=((1, 2), 0), op=(2, 1)),
     dw("igrad", (3, 4, 5), (3, 3, 3), 2, s=2, p=1, op=1),
@@ -111,7 +116,7 @@ def test_declines(text: str, words: str) -> None:
 def test_division_by_multiplication() -> None:
     rng = np.random.default_rng(0)
     for size in (1, 2, 3, 7, 10, 641, 2**16 - 1, 2**31 - 1, *rng.integers(1, 2**31, 50)):
-        magic, shift = depthwise_kernels.divisor(int(size))
+        magic, shift = depthwise_march.divisor(int(size))
         assert magic < 2**32
         for number in (0, int(size) - 1, int(size), 2**31 - 1, *map(int, rng.integers(0, 2**31, 50))):
             assert number * magic >> shift == number // size
@@ -120,23 +125,25 @@ def test_division_by_multiplication() -> None:
 # ---- machine code ------------------------------------------------------------------------------------------------------
 # Form of a layer, multiply-adds, and loads of a thread: taps, source cells and a bias, each of so many bits.
 CODE = [
-    ("fwd", (3, 3), 1, False, 8 * 9, 9 + 10 * 3 + 1, "E"),
-    ("fwd", (3, 3), 1, True, 4 * 2 * 9 * 4, 9 + 6 * 4 + 1, "128"),
-    ("fwd", (7, 7), 1, False, 8 * 2 * 49, 49 + 14 * 8 + 1, "E"),
-    ("igrad", (3, 3), 2, False, 8 * 2 * 9 // 4, 9 + 5 * 2 + 1, "E"),
+    ("fwd", (3, 3), 1, {"vector": 1}, 7 * 9, 9 + 9 * 3 + 1, "E"),
+    ("fwd", (3, 3), 1, {"vector": 4, "stores": True}, 7 * 4 * 9, 9, "128"),  # of the vectors at both ends one cell is read
+    ("fwd", (3, 3), 1, {"lanes": 4, "by_channel": True}, 4 * 2 * 9 * 4, 9 + 6 * 4 + 1, "128"),
+    ("fwd", (7, 7), 1, {"vector": 4, "stores": True}, 4 * 4 * 49, 10 * 3, "128"),
+    ("igrad", (3, 3), 2, {"vector": 1}, 8 * 2 * 9 // 4, 9 + 5 * 2 + 1, "E"),
 ]
 
 
 @pytest.mark.skipif(bool(packages.missing("nvdisasm", "cuobjdump")), reason="the disassemblers are not installed")
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a", "sm_120"])
-@pytest.mark.parametrize("direction, kernel, stride, by_channel, products, loads, width", CODE)
+@pytest.mark.parametrize("architecture", ["sm_90a", "sm_120"])
+@pytest.mark.parametrize("direction, kernel, stride, layout, products, loads, width", CODE)
 def test_machine_code(
-    direction: str, kernel: Any, stride: int, by_channel: bool, products: int, loads: int, width: str, architecture: str
+    direction: str, kernel: Any, stride: int, layout: dict[str, Any], products: int, loads: int, width: str, architecture: str
 ) -> None:
-    p = Problem.parse(dw(direction, (20, 20), kernel, 8, s=stride, p=kernel[0] // 2))
-    compiled = depthwise_kernels.kernel(depthwise.form_of(p, 4 if by_channel else 1, by_channel, not by_channel))
+    p = Problem.parse(dw(direction, (28, 28), kernel, 8, s=stride, p=kernel[0] // 2))
+    compiled = depthwise_kernels.kernel(depthwise.form_of(p, **layout))
     code = sass.report(compiled, architecture)
-    assert code.local_accesses <= (4 if architecture == "sm_120" else 0)  # there the compiler keeps two values less in registers
-    assert code.registers <= depthwise_kernels.REGISTERS // (depthwise_kernels.THREADS * compiled.blocks)
+    assert code.local_accesses <= (8 if architecture == "sm_120" else 0)  # there the compiler keeps some values of 7x7 in local memory
+    assert code.registers <= depthwise_march.REGISTERS // (depthwise_march.THREADS * compiled.blocks)
     assert code.fused_multiply_adds == products
     assert loads <= code.count("LDG", width) <= loads + 4
+    assert bool(code.count("STG", "128")) == (width == "128")

@@ -17,8 +17,8 @@ from . import packages
 if why := packages.missing():
     pytest.skip(why, allow_module_level=True)
 
+from numbaconv.arrays import check_array
 from numbaconv.cuda import weight_grad, weight_kernels
-from numbaconv.cuda.arrays import view
 
 from . import sass
 from .device import get, put
@@ -57,7 +57,7 @@ def arrays_of(p: Problem) -> tuple[np.ndarray, np.ndarray]:
 def run(device: Any, p: Problem, x: np.ndarray, g: np.ndarray, arrange: Any = same) -> np.ndarray:
     setup = weight_grad.WeightGemm().setup(p.per_image)
     out = put(device, np.full(p.weight_shape, 99, x.dtype))
-    source, grad, result = (seen.five(p.rank) for a in (put(device, arrange(x)), put(device, arrange(g)), out) if (seen := view("a", a)))
+    source, grad, result = (check_array("a", a).five(p.rank) for a in (put(device, arrange(x)), put(device, arrange(g)), out))
     setup.run(source, (grad,), result)
     return get(device, out)
 
