@@ -151,8 +151,8 @@ class DepthwiseSetup(Launched):
             return form_of(p, 1, by_channel)
         vector = vector_of(p, source, aligned)
         steps = [*_steps(result, 4), p.result_size[2] * size]
-        stores = result.strides[4] == size and _firsts(p)[1] == 0 and all(step % (vector * size) == 0 for step in steps)
-        return form_of(p, 1, False, vector, vector > 1 and stores)
+        stores = vector > 1 and result.strides[4] == size and _firsts(p)[1] == 0
+        return form_of(p, 1, False, vector, stores and all(step % (vector * size) == 0 for step in steps))
 
 
 def vector_of(p: Problem, source: DeviceArray, aligned: bool) -> int:

@@ -1,0 +1,99 @@
+"""Depthwise weight gradients on a device: ragged columns of threads, layouts, what is not finite, and the machine code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from numbaconv import Problem, choose, reference
+
+from ..cases import case, integer_arrays
+from ..checks import assert_same
+from ..layouts import channels_last
+from . import packages
+
+if why := packages.missing():
+    pytest.skip(why, allow_module_level=True)
+
+from numbaconv.arrays import check_array
+from numbaconv.cuda import depthwise_march, depthwise_weight
+
+from . import sass
+from .device import get, put
+
+
+def dw(size: Any, kernel: Any, channels: int = 3, each: int = 1, **options: Any) -> Problem:
+    text = case("fwd", size, kernel, g=channels, ic=channels, oc=channels * each, **options)
+    return Problem.parse(text.replace("_fwd_", "_wgrad_"))
+
+
+PROBLEMS = (
+    dw((8, 12), (3, 3), p=1, mb=3),  # rows of whole vectors
+    dw((7, 9), (3, 3), 35, p=1, mb=3),
+    dw((11, 9), (3, 2), each=2, s=(2, 1), p=((1, 0), 1), d=(1, 2), mb=2),
+    dw((7, 7), (7, 7), 2, p=3, mb=40),  # columns of a block from many images
+    dw((4, 5, 6), (3, 3, 3), 2, p=1, mode="reflect", mb=2),
+    dw((21,), (5,), 1, each=5, p=2, mb=2, t="bf16"),
+    dw((17, 16), (3, 3), 4, p=1, mb=2, t="f64"),
+)
+
+
+def run(device: Any, p: Problem, x: np.ndarray, g: np.ndarray, arrange: Any) -> np.ndarray:
+    out = put(device, np.full(p.weight_shape, 99, x.dtype))
+    source, grad, result = (check_array("a", a).five(p.rank) for a in (put(device, arrange(x)), put(device, arrange(g)), out))
+    depthwise_weight.DepthwiseWeight().setup(p.per_image).run(source, (grad,), result)
+    return get(device, out)
+
+
+def arrays_of(p: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """Input and output gradient, of whole numbers."""
+    x = integer_arrays(p)[0]
+    g = np.random.default_rng(1).integers(-3, 3, (p.batch, p.out_channels, *p.out_size[3 - p.rank :]), endpoint=True)
+    return x, g.astype(x.dtype)
+
+
+@pytest.mark.parametrize("arrange", [np.asarray, channels_last], ids=["contiguous", "channels-last"])
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+def test_exact(problem: Problem, arrange: Any, device: Any) -> None:
+    assert depthwise_weight.DepthwiseWeight().supports(problem) is None
+    x, g = arrays_of(problem)
+    assert_same(run(device, problem, x, g, arrange), reference.weight_grad(problem, x, g))
+
+
+@pytest.mark.parametrize("order", ["forward", "reverse", "random:1"])
+def test_same_bits_in_any_order_of_warps(order: str, device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    p = PROBLEMS[1]
+    rng = np.random.default_rng(0)
+    x, g = (rng.standard_normal(a.shape).astype(np.float32) for a in arrays_of(p))
+    expected = run(device, p, x, g, np.asarray)
+    monkeypatch.setattr(device, "order", order, raising=False)
+    assert run(device, p, x, g, np.asarray).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_what_is_not_finite_stays_where_it_is(value: float, device: Any) -> None:
+    """Padded zeros are multiplied; rows that a thread has beyond the last are not."""
+    p = dw((11, 9), (3, 3), p=1, d=(2, 1), s=(2, 1), mb=2)
+    x, g = arrays_of(p)
+    x[0, 0, -1, 3], g[1, 1, 0, 0] = value, value
+    with np.errstate(invalid="ignore"):
+        assert_same(run(device, p, x, g, np.asarray), reference.weight_grad(p, x, g))
+
+
+def test_choice() -> None:
+    algorithm = depthwise_weight.DepthwiseWeight()
+    assert "one input channel" in str(algorithm.supports(Problem.parse(str(PROBLEMS[0]).replace("g3", "g1"))))
+    assert choose.choose(dw((56, 56), (3, 3), 128, p=1), device="cuda").name == "depthwise_weight"
+    assert algorithm.setup(dw((56, 56), (3, 3), 128, p=1)).workspace <= 1 << 20
+
+
+@pytest.mark.skipif(bool(packages.missing("nvdisasm", "cuobjdump")), reason="the disassemblers are not installed")
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a", "sm_120"])
+def test_machine_code(architecture: str) -> None:
+    kernel = depthwise_weight.kernel(depthwise_weight._form(dw((56, 56), (3, 3), 8, p=1), vector=4))
+    code = sass.report(kernel, architecture)
+    assert code.local_accesses == 0
+    assert code.registers <= depthwise_march.REGISTERS // (depthwise_march.THREADS * kernel.blocks)
+    assert code.fused_multiply_adds == 4 * 4 * 9
