@@ -109,9 +109,9 @@ def bench(options: argparse.Namespace) -> int:
 
 def warmup(options: argparse.Namespace) -> int:
     """Compile the usual kernels ahead; 1 where they cannot be kept."""
-    from .warmup import warm
+    from .warmup import warm, warm_for_gpu
 
-    return warm(options.dtype)
+    return warm_for_gpu(options.dtype, options.architecture) if options.device == "cuda" else warm(options.dtype)
 
 
 _ABSENT = "not installed"
@@ -146,6 +146,11 @@ def _parser() -> argparse.ArgumentParser:
     ahead = command(warmup, "compile the usual kernels ahead, so that no program waits for them")
     ahead.add_argument(
         "--dtype", type=lambda text: text.split(","), default=["float32"], metavar="NAME[,NAME...]", help="(default: float32)"
+    )
+
+    ahead.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
+    ahead.add_argument(
+        "--architecture", metavar="SM", help="with --device cuda: for this one instead of the present GPU's, sm_90a for instance"
     )
 
     add_options(command(bench, "time layers beside other libraries, and write tables and a chart"))

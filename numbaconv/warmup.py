@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -64,6 +65,32 @@ def warm(dtypes: Sequence[str]) -> int:
                 what = f"{functions} functions compiled in {time.perf_counter() - start:.1f} s" if functions else "already compiled"
                 print(f"{name:<16}{dtype:<12}{what}", flush=True)
     print(f"{time.perf_counter() - began:.1f} s in all, kept in {folder}")
+    return 0
+
+
+def warm_for_gpu(dtypes: Sequence[str], architecture: str | None) -> int:
+    """Compile what ``auto`` takes for such layers on a GPU of this architecture, or the one that is here, on all processors."""
+    from . import cuda
+    from .bench.ahead import compile_ahead, processes
+
+    problems = [str(problem) for dtype in dtypes for problem in usual_problems(dtype)]
+    if architecture is None:
+        reason = cuda.unavailable_reason()
+        if reason is not None:
+            raise ValueError(f"--architecture must say what to compile for where there is no GPU: {reason}")
+        from .cuda.driver import driver
+
+        architecture = driver().architecture(driver().current_device())
+    registry("cuda")  # says what to install
+    from .cuda.launch import cache_folder
+
+    if cache_folder() is None:
+        print("Nothing to do: no cache folder can be written.")
+        return 1
+    began = time.perf_counter()
+    with processes(os.cpu_count()) as pool:
+        count = compile_ahead(problems, architecture, pool, print)
+    print(f"{count} kernels for {architecture} in {time.perf_counter() - began:.1f} s, kept in {cache_folder()}")
     return 0
 
 

@@ -7,6 +7,7 @@ goes to the disk cache.
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import multiprocessing
 import os
@@ -31,8 +32,8 @@ def processes(count: int | None = None) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(count or max(1, (os.cpu_count() or 1) - 4), multiprocessing.get_context("spawn"))
 
 
-def compile_ahead(problems: Sequence[str], architecture: str, pool: Executor, say: Callable[[str], None]) -> None:
-    """Compile every kernel that these problems, as text forms, need on contiguous and channels-last arrays."""
+def compile_ahead(problems: Sequence[str], architecture: str, pool: Executor, say: Callable[[str], None]) -> int:
+    """Compile every kernel that these problems, as text forms, need on contiguous and channels-last arrays; how many there are."""
     notes = [pool.submit(kernel_names, text, architecture) for text in problems]
     user: dict[str, str] = {}
     for text, note in zip(problems, notes):
@@ -44,6 +45,7 @@ def compile_ahead(problems: Sequence[str], architecture: str, pool: Executor, sa
         failed = compiled.exception()
         if failed is not None:
             say(f"{name}: not compiled ahead: {type(failed).__name__}: {failed}")
+    return len(user)
 
 
 def kernel_names(text: str, architecture: str) -> list[str]:
@@ -65,6 +67,7 @@ def kernel_names(text: str, architecture: str) -> list[str]:
 def _compile(name: str, text: str, architecture: str) -> None:
     from ..cuda.launch import compile_cubin
 
+    logging.getLogger("numbaconv").setLevel(logging.ERROR)  # the notice that compiling is under way
     recorder = _recorder(architecture)
     if name not in recorder.kernels:
         kernel_names(text, architecture)

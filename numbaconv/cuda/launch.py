@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import logging
 import os
 import re
 import threading
@@ -51,10 +52,19 @@ def compile_cubin(kernel: Kernel, architecture: str) -> bytes:
     path = _cache_file(kernel, architecture)
     if path is not None and path.is_file():
         return path.read_bytes()
+    _say_that_it_takes_seconds(architecture)
     cubin = link(_compile(kernel, architecture, "ltoir"), architecture)[0]
     if path is not None:
         _write(path, cubin)
     return cubin
+
+
+@functools.cache
+def _say_that_it_takes_seconds(architecture: str) -> None:
+    """Once a process, through the logger "numbaconv"."""
+    folder = cache_folder()
+    kept = f"once: kept in {folder}" if folder else "in every process: no cache folder can be written, see NUMBA_CACHE_DIR"
+    logging.getLogger("numbaconv").warning("numbaconv is compiling kernels for %s, which takes seconds (%s)", architecture, kept)
 
 
 def link(ltoir: bytes, architecture: str, options: Sequence[str] = ()) -> tuple[bytes, str]:
@@ -108,7 +118,10 @@ def _device_functions_for(capability: tuple[Any, ...]) -> Iterator[None]:
 
 def _capability(architecture: str) -> tuple[Any, ...]:
     """``"sm_90a"`` as (9, 0, "a"), ``"sm_120"`` as (12, 0)."""
-    digits, suffix = re.fullmatch(r"sm_(\d+)([af]?)", architecture).groups()  # type: ignore[union-attr]
+    found = re.fullmatch(r"sm_(\d{2,3})([af]?)", architecture)
+    if found is None:
+        raise ValueError(f"architecture must be like 'sm_90a' or 'sm_120', got {architecture!r}")
+    digits, suffix = found.groups()
     capability = (int(digits[:-1]), int(digits[-1]))
     return (*capability, suffix) if suffix else capability
 
@@ -117,12 +130,12 @@ def _capability(architecture: str) -> tuple[Any, ...]:
 def _cache_file(kernel: Kernel, architecture: str) -> Path | None:
     """Where the cubin is kept; None where no folder can be written."""
     key = hashlib.sha256(f"{kernel.name} {architecture} {_versions()}".encode()).hexdigest()[:24]
-    folder = _cache_folder()
+    folder = cache_folder()
     return None if folder is None else folder / f"{kernel.name}.{architecture}.{key}.cubin"
 
 
 @functools.cache
-def _cache_folder() -> Path | None:
+def cache_folder() -> Path | None:
     """NUMBA_CACHE_DIR, or the user's cache folder; None where neither can be written."""
     wanted = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(wanted) / "numbaconv-cuda"
