@@ -42,8 +42,8 @@ LAYERS = """
     cuda/arrays
     cuda/columns cuda/copies cuda/launches cuda/sums
     cuda/repeat cuda/transfers
-    cuda/direct_weight cuda/finite cuda/implicit_gemm_kernel cuda/depthwise_march cuda/weight_kernels
-    cuda/depthwise_kernels
+    cuda/direct_weight cuda/finite cuda/implicit_gemm_gather cuda/depthwise_march cuda/weight_kernels
+    cuda/depthwise_kernels cuda/implicit_gemm_kernel
     cuda/depthwise cuda/direct cuda/implicit_gemm cuda/weight_grad
     cuda/depthwise_weight
     cuda/algorithms cuda/memory

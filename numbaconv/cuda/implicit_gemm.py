@@ -20,7 +20,8 @@ from .copies import strided_copy
 from .driver import MOST_BLOCKS, MOST_ROWS, Call, driver
 from .finite import find_not_finite
 from .geometry import mode_of, numbers, too_long
-from .implicit_gemm_kernel import QUAD, Geometry, Tile, kernel
+from .implicit_gemm_gather import QUAD, Geometry
+from .implicit_gemm_kernel import Tile, kernel
 from .launches import NULL, PACKED, RESULT, SOURCE, Launch, Launched
 
 MOST_PARTS = 64

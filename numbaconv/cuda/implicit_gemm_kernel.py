@@ -20,13 +20,11 @@ import numpy as np
 from numba import cuda
 from numba.cuda import float32, int32, int64, types, uint32, uint64
 
-from .. import padding
 from . import launch, ptx
+from .implicit_gemm_gather import GEOMETRY, PLACE_BYTES, QUAD, first_quad, load_quads, next_quad, place_of, put_place, sum_defined
 
 EIGHT = 8
 """Steps of k that one call of ``multiply`` takes."""
-QUAD = 4
-"""Channels of one tap that are gathered at once."""
 
 
 class Tile(NamedTuple):
@@ -62,53 +60,10 @@ class Tile(NamedTuple):
         return f"{self.rows}x{self.cells}-{self.threads}-{self.depth}-{self.stages}"
 
 
-class Geometry(NamedTuple):
-    """One launch; strides in elements.  Cell j of an axis meets tap t at source index j * step + shift + t * spacing."""
-
-    images: int
-    rows: int
-    padded_rows: int
-    row_tiles: int
-    channels: int
-    padded_channels: int
-    tiles: int
-    mode: int
-    cells_d: int
-    cells_h: int
-    cells_w: int
-    step_d: int
-    step_h: int
-    step_w: int
-    shift_d: int
-    shift_h: int
-    shift_w: int
-    spacing_d: int
-    spacing_h: int
-    spacing_w: int
-    taps_d: int
-    taps_h: int
-    taps_w: int
-    size_d: int
-    size_h: int
-    size_w: int
-    source_image: int
-    source_channel: int
-    source_d: int
-    source_h: int
-    source_w: int
-    result_image: int
-    result_channel: int
-    result_d: int
-    result_h: int
-    result_w: int
-
-
-_GEOMETRY = types.NamedTuple((types.int32,) * 26 + (types.int64,) * 10, Geometry)
-_SIGNATURE = (types.uint64,) * 5 + (_GEOMETRY,)
+_SIGNATURE = (types.uint64,) * 5 + (GEOMETRY,)
 
 _copy4, _copy16 = ptx.copy_async(4), ptx.copy_async(16)
-_load, _load4 = ptx.load("float32"), ptx.load("float32", 4)
-_store = ptx.store("float32")
+_load, _store = ptx.load("float32"), ptx.store("float32")
 _shared, _shared4 = ptx.load_shared("float32"), ptx.load_shared("float32", 4)
 _put, _put4 = ptx.store_shared("float32"), ptx.store_shared("float32", 4)
 _flag = ptx.load("int32")
@@ -120,9 +75,6 @@ _PITCH = 36  # floats from the 32 channels of one cell to those of the next, whi
 
 def _device(function: Any) -> Any:
     return cuda.jit(device=True)(function)
-
-
-_source_index = _device(padding.source_index)
 
 
 @_device
@@ -137,85 +89,7 @@ def _lane_cell(lane):  # type: ignore[no-untyped-def]
 
 
 @_device
-def _place(cell, g):  # type: ignore[no-untyped-def]
-    """Image and position of the result cell with this number."""
-    across = uint32(cell // uint32(g.cells_w))
-    down = uint32(across // uint32(g.cells_h))
-    image = uint32(down // uint32(g.cells_d))
-    w, h, d = cell - across * uint32(g.cells_w), across - down * uint32(g.cells_h), down - image * uint32(g.cells_d)
-    return int32(image), int32(d), int32(h), int32(w)
-
-
-@_device
-def _source_offset(d, h, w, g):  # type: ignore[no-untyped-def]
-    """Where in an image, in elements, the cell at this padded position gets its value, and whether it gets one."""
-    z = int32(_source_index(d, g.size_d, g.mode))
-    y = int32(_source_index(h, g.size_h, g.mode))
-    x = int32(_source_index(w, g.size_w, g.mode))
-    return int64(z) * g.source_d + int64(y) * g.source_h + int64(x) * g.source_w, int32(z | y | x) >= int32(0)
-
-
-@_device
-def _first_quad(member, team, origin, g):  # type: ignore[no-untyped-def]
-    """The walk of a thread through taps and channels, before its first step."""
-    channel = int32(int32((member - team) * int32(QUAD)) + g.padded_channels)
-    return channel, int32(0), int32(0), int32(-1), origin, int32(0)
-
-
-@_device
-def _next_quad(walk, team, cell, origin, g):  # type: ignore[no-untyped-def]
-    """A step of the walk: channel and tap, the quad's address, and the channels from which on it is nothing but zeros.
-
-    cell : the padded position that the first tap meets, and whether there is a cell at all; origin : address of the cell's image and group
-    """
-    channel, tap_d, tap_h, tap_w, address, taken = walk
-    d, h, w, exists = cell
-    stride = int64(g.source_channel * 4)
-    channel, address = int32(channel + team * int32(QUAD)), int64(address + stride * int64(team * int32(QUAD)))
-    if channel >= g.padded_channels:
-        while channel >= g.padded_channels:
-            channel = int32(channel - g.padded_channels)
-            tap_w = int32(tap_w + 1)
-            if tap_w == g.taps_w:
-                tap_w = int32(0)
-                tap_h = int32(tap_h + 1)
-                if tap_h == g.taps_h:
-                    tap_h = int32(0)
-                    tap_d = int32(tap_d + 1)
-        z, y, x = int32(d + tap_d * g.spacing_d), int32(h + tap_h * g.spacing_h), int32(w + tap_w * g.spacing_w)
-        offset, inside = _source_offset(z, y, x, g)
-        taken = int32(g.channels if exists and inside and tap_d < g.taps_d else 0)
-        address = int64(origin + offset * 4 + stride * int64(channel))
-    return channel, tap_d, tap_h, tap_w, address, taken
-
-
-@functools.cache
-def _load_quads(count: int) -> Any:
-    """``load(walk, team, cell, origin, g)``: so many steps of a walk with channels last; the walk then, and the values as one tuple."""
-
-    @_device
-    def load(walk, team, cell, origin, g):  # type: ignore[no-untyped-def]
-        walk = _next_quad(walk, team, cell, origin, g)
-        values = (float32(0), float32(0), float32(0), float32(0))
-        if walk[0] < walk[5]:
-            values = _load4(uint64(walk[4]))
-        return walk, values
-
-    if count == 1:
-        return load
-    rest = _load_quads(count - 1)
-
-    @_device
-    def load_all(walk, team, cell, origin, g):  # type: ignore[no-untyped-def]
-        walk, values = load(walk, team, cell, origin, g)
-        walk, more = rest(walk, team, cell, origin, g)
-        return walk, values + more
-
-    return load_all
-
-
-@_device
-def _add_products(sums, rows, cells, row_bytes, cell_bytes, quads, k):  # type: ignore[no-untyped-def]
+def _add_products(sums, rows, cells, row_bytes, cell_bytes, quads, turned, k):  # type: ignore[no-untyped-def]
     """Add one step of k to the sums of a thread: 8 rows by ``4 * quads`` cells."""
     left, right = cuda.local.array(8, float32), cuda.local.array(8, float32)
     for half in range(2):
@@ -223,7 +97,7 @@ def _add_products(sums, rows, cells, row_bytes, cell_bytes, quads, k):  # type: 
         for i in range(4):
             left[half * 4 + i] = found[i]
     for half in range(quads):
-        found = _shared4(uint32(cells + uint32(k * cell_bytes + half * 128)))
+        found = _shared4(uint32((cells ^ uint32(k // QUAD % 2 * turned)) + uint32(k * cell_bytes + half * 128)))
         for i in range(4):
             right[half * 4 + i] = found[i]
     for i in range(8):
@@ -232,20 +106,23 @@ def _add_products(sums, rows, cells, row_bytes, cell_bytes, quads, k):  # type: 
 
 
 @functools.cache
-def _multiply(tile: Tile) -> Any:
-    """``multiply(sums, rows, cells)``: add the products of a staged tile; the compiler unrolls no loop of this size."""
+def _multiply(tile: Tile, turned: int) -> Any:
+    """``multiply(sums, rows, cells)``: add the products of a staged tile; the compiler unrolls no loop of this size.
+
+    turned : in every other quad of k, the bytes by which pairs of cells have changed places
+    """
     row_bytes, cell_bytes, quads = tile.rows * 4, tile.cells * 4, tile.quads
 
     @_device
     def multiply(sums, rows, cells):  # type: ignore[no-untyped-def]
-        _add_products(sums, rows, cells, row_bytes, cell_bytes, quads, 0)
-        _add_products(sums, rows, cells, row_bytes, cell_bytes, quads, 1)
-        _add_products(sums, rows, cells, row_bytes, cell_bytes, quads, 2)
-        _add_products(sums, rows, cells, row_bytes, cell_bytes, quads, 3)
-        _add_products(sums, rows, cells, row_bytes, cell_bytes, quads, 4)
-        _add_products(sums, rows, cells, row_bytes, cell_bytes, quads, 5)
-        _add_products(sums, rows, cells, row_bytes, cell_bytes, quads, 6)
-        _add_products(sums, rows, cells, row_bytes, cell_bytes, quads, 7)
+        _add_products(sums, rows, cells, row_bytes, cell_bytes, quads, turned, 0)
+        _add_products(sums, rows, cells, row_bytes, cell_bytes, quads, turned, 1)
+        _add_products(sums, rows, cells, row_bytes, cell_bytes, quads, turned, 2)
+        _add_products(sums, rows, cells, row_bytes, cell_bytes, quads, turned, 3)
+        _add_products(sums, rows, cells, row_bytes, cell_bytes, quads, turned, 4)
+        _add_products(sums, rows, cells, row_bytes, cell_bytes, quads, turned, 5)
+        _add_products(sums, rows, cells, row_bytes, cell_bytes, quads, turned, 6)
+        _add_products(sums, rows, cells, row_bytes, cell_bytes, quads, turned, 7)
 
     return multiply
 
@@ -296,35 +173,6 @@ def _write(tile: Tile, channels_last: bool) -> Any:
     return write_channels if channels_last else write_cells
 
 
-@_device
-def _sum_defined(source, weight, bias, result, group, first_row, first_cell, tile_rows, tile_cells, depth, g):  # type: ignore[no-untyped-def]
-    """A block's results one by one, without the products that no source cell has a part in: slow, for weights that are not finite."""
-    at = int32(cuda.threadIdx.x)
-    while at < int32(tile_rows * tile_cells):
-        row = int32(first_row + at // int32(tile_cells))
-        image, d, h, w = _place(uint32(first_cell + uint32(at % int32(tile_cells))), g)
-        if row < g.rows and image < g.images:
-            origin = int64(image) * g.source_image + int64(group) * int64(g.channels) * g.source_channel
-            weights = int64(weight) + (int64(group) * int64(g.tiles) * int64(depth) * int64(g.padded_rows) + int64(row)) * 4
-            total = float32(0)
-            for i in range(g.taps_d):
-                for j in range(g.taps_h):
-                    for k in range(g.taps_w):
-                        z = int32(d * g.step_d + g.shift_d + int32(i) * g.spacing_d)
-                        y = int32(h * g.step_h + g.shift_h + int32(j) * g.spacing_h)
-                        offset, inside = _source_offset(z, y, int32(w * g.step_w + g.shift_w + int32(k) * g.spacing_w), g)
-                        if inside:
-                            for c in range(g.channels):
-                                value = _load(uint64(int64(source) + (origin + offset + int64(c) * g.source_channel) * 4))
-                                total = cuda.fma(_load(uint64(weights + int64(c) * int64(g.padded_rows) * 4)), value, total)
-                        weights += int64(g.padded_channels) * int64(g.padded_rows) * 4
-            to = int64(image) * g.result_image + int64(d) * g.result_d + int64(h) * g.result_h + int64(w) * g.result_w
-            to += (int64(group) * int64(g.rows) + int64(row)) * g.result_channel
-            more = _load(uint64(int64(bias) + (int64(group) * int64(g.padded_rows) + int64(row)) * 4))
-            _store(uint64(int64(result) + to * 4), float32(total + more))
-        at += int32(cuda.blockDim.x)
-
-
 @functools.cache
 def kernel(tile: Tile, channels_last_source: bool, channels_last_result: bool, transposed: bool) -> launch.Kernel:
     """The kernel of a tile; its addresses are those of source, packed weight, packed bias, result, and of a flag.
@@ -340,37 +188,47 @@ def kernel(tile: Tile, channels_last_source: bool, channels_last_result: bool, t
     STAGED, WARP_CELLS = STAGES * DEPTH * (ROWS + CELLS), 32 * tile.quads
     TEAM = THREADS // CELLS  # threads that gather for one cell
     FETCHES = DEPTH // QUAD // TEAM  # quads of a tile that each of them gathers
+    PLACES = PLACE_BYTES // 4 * THREADS
     ZEROS = (np.float32(0),) * (QUAD * FETCHES)
     PIECES = DEPTH * ROWS // 4  # of 16 bytes in a tile of the weight
     COPIES = -(-PIECES // THREADS)
     STAGE = 4 * 8 * _PITCH if channels_last_result else 4 * 4 * WARP_CELLS  # bytes
-    wait, load_quads = ptx.wait_async(STAGES - 2), _load_quads(FETCHES)
-    multiply, write = _multiply(tile), _write(tile, channels_last_result)
+    # Threads that load neighbouring quads of one cell are neighbours themselves.  They write 16 cells of one quad and 16 of the other to
+    # different banks of shared memory, since every other quad has its cells turned by 16.
+    PAIRED = channels_last_source and TEAM == 2
+    TURNED = 64 if PAIRED else 0  # bytes
+    wait, load_walk = ptx.wait_async(STAGES - 2), load_quads(FETCHES)
+    multiply, write = _multiply(tile, TURNED), _write(tile, channels_last_result)
 
     def implicit_gemm(source, weight, bias, result, flag, g):  # type: ignore[no-untyped-def]
         thread, block, group = int32(cuda.threadIdx.x), uint32(cuda.blockIdx.x), int32(cuda.blockIdx.y)
         cell_tile = uint32(block // uint32(g.row_tiles))
         first_row = int32((block - cell_tile * uint32(g.row_tiles)) * uint32(ROWS))
         if transposed and _flag(flag) != int32(0):
-            _sum_defined(source, weight, bias, result, group, first_row, uint32(cell_tile * uint32(CELLS)), ROWS, CELLS, DEPTH, g)
+            sum_defined(source, weight, bias, result, group, first_row, uint32(cell_tile * uint32(CELLS)), ROWS, CELLS, DEPTH, g)
             return
-        staged_rows = ptx.shared_address(cuda.shared.array(STAGED, float32, 16))
+        staged_rows = ptx.shared_address(cuda.shared.array(STAGED, float32, 128))
         staged_cells = uint32(staged_rows + uint32(STAGES * ROW_TILE))
         offsets = ptx.shared_address(cuda.shared.array(CELLS, int64))
 
         # The cell that this thread gathers, and where its results go.
-        member, own = int32(thread // int32(CELLS)), int32(thread % int32(CELLS))
-        image, d, h, w = _place(uint32(cell_tile * uint32(CELLS) + uint32(own)), g)
+        if PAIRED:
+            member, own = int32(thread & 1), int32(thread >> 1)
+        else:
+            member, own = int32(thread // int32(CELLS)), int32(thread % int32(CELLS))
+        image, d, h, w = place_of(uint32(cell_tile * uint32(CELLS) + uint32(own)), g)
         exists = image < g.images
-        if thread < int32(CELLS):
+        if member == int32(0):
             at = int64(image) * g.result_image + int64(d) * g.result_d + int64(h) * g.result_h + int64(w) * g.result_w
             _put_offset(uint32(offsets + uint32(own * 8)), int64(at * 4) if exists else int64(_NOWHERE))
-        cell = int32(d * g.step_d + g.shift_d), int32(h * g.step_h + g.shift_h), int32(w * g.step_w + g.shift_w), exists
         stride = int64(g.source_channel * 4)
         origin = int64(source) + int64(image) * g.source_image * 4 + int64(group) * int64(g.channels) * stride
-        gathered = uint32(staged_cells + uint32((member * int32(QUAD * CELLS) + own) * 4))
+        place = uint32(ptx.shared_address(cuda.shared.array(PLACES, int32, 16)) + uint32(thread * int32(PLACE_BYTES)))
+        d, h, w = int32(d * g.step_d + g.shift_d), int32(h * g.step_h + g.shift_h), int32(w * g.step_w + g.shift_w)
+        put_place(place, d, h, w, exists, origin)
+        gathered = uint32(staged_cells + uint32((member * int32(QUAD * CELLS) + (own ^ member * int32(TURNED // 4))) * 4))
         team = int32(TEAM)
-        walk = _first_quad(member, team, origin, g)
+        walk = first_quad(member, team, g)
         values = ZEROS
 
         weight_row = int64(int64(group) * int64(g.tiles) * DEPTH + int64(thread // int32(ROWS // 4)))
@@ -396,10 +254,10 @@ def kernel(tile: Tile, channels_last_source: bool, channels_last_result: bool, t
                         _copy16(to, uint64(weight_at + weight_step * (i * THREADS // (ROWS // 4))), uint32(16))
                 weight_at = int64(weight_at + weight_step * DEPTH)
                 if channels_last_source:
-                    walk, values = load_quads(walk, team, cell, origin, g)
+                    walk, values = load_walk(walk, team, place, g)
                 else:
                     for i in range(FETCHES):
-                        walk = _next_quad(walk, team, cell, origin, g)
+                        walk = next_quad(walk, team, place, g)
                         left = int32(walk[5] - walk[0])
                         for k in range(QUAD):
                             to = uint32(gathered + uint32(turn * uint32(CELL_TILE)) + uint32((i * TEAM * QUAD + k) * CELLS * 4))

@@ -201,7 +201,8 @@ def test_machine_code(tile: Tile, last: bool, transposed: bool, architecture: st
     assert code.shared <= (48 << 10) + 1024
     products = 8 * 4 * tile.quads * tile.depth
     assert products <= code.fused_multiply_adds <= products + 32
-    assert code.count("LDS", "128") == tile.depth * (2 + tile.quads)
+    loads = tile.depth * (2 + tile.quads)
+    assert loads <= code.count("LDS", "128") <= loads + 4  # those of the cell's place, where the tap changes
     assert code.count("LDGSTS", "128") >= 1
     assert code.count("BAR") == 1
     if last:
