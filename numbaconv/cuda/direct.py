@@ -1,6 +1,6 @@
 """Direct convolution on a device: any problem, straight from the definition.
 
-A thread computes one result cell in a block of neighbouring result channels.  Neighbouring threads have neighbouring cells where the
+A thread computes a few result cells in a block of neighbouring result channels.  Neighbouring threads have neighbouring cells where the
 result's cells are contiguous, and neighbouring channels where its channels are (channels-last), so that stores and most loads coalesce.
 
 The order of an element's sum is fixed by the problem alone: copies in the padding (of a gradient that folds back), then taps, then source
@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from numba import cuda
 from numba.cuda import types
@@ -30,6 +30,7 @@ from .launch import Kernel
 from .launches import NULL, PACKED, RESULT, SOURCE, Launch, Launched
 
 THREADS = 128
+FEW_THREADS = 1 << 15  # of an image
 # Rates of the cost model, measured on one H200 in float32.
 PRODUCTS_PER_SECOND = 4e12
 LAUNCH_SECONDS = 4e-6
@@ -51,61 +52,50 @@ class Sizes(NamedTuple):
 SIZES = types.NamedTuple((types.int32,) * 4 + (types.int64,) + (types.int32,) * 3, Sizes)
 
 
-@functools.cache
-def direct_kernel(source: str, result: str, block: int, transposed: bool, folds: bool, wide: bool) -> Kernel:
-    """The kernel for these dtypes and so many result channels a thread.
+class Form(NamedTuple):
+    """What is compiled into a kernel."""
 
-    folds : copies in the padding count too (an input gradient with a padding mode)
-    wide : an image has 2**31 or more pairs of a cell and a block
-    """
-    read, write = element(source), element(result)
-    load, store, zero, sum_type = read.load, write.store, read.zero, read.sum_type
-    load_weights, load_sum = load_many(read.accumulator, block), element(read.accumulator).load
-    meets = transposed_meets if transposed else forward_meets
-    index = types.uint64 if wide else types.uint32
+    source: str  # dtype
+    result: str
+    block: int  # result channels of a thread
+    columns: int  # result cells of a thread
+    transposed: bool
+    folds: bool  # copies in the padding count too (an input gradient with a padding mode); one cell a thread then
+    wide: bool  # an image has 2**31 or more pairs of a cell and a block
+
+
+@functools.cache
+def direct_kernel(form: Form) -> Kernel:
+    block, columns, transposed, folds = form[2:6]
+    read, write = element(form.source), element(form.result)
+    store, zero, sum_type, results = write.store, read.zero, read.sum_type, block * columns
+    load_sum, sum_all_taps = element(read.accumulator).load, sums_of_taps(form)
+    index = types.uint64 if form.wide else types.uint32
     i32, u64 = types.int32, types.uint64
     source_bytes, weight_bytes, result_bytes = u64(read.bytes), u64(itemsize(read.accumulator)), u64(write.bytes)
 
-    @cuda.jit(device=True)
-    def sum_taps(source, weights, depth, height, width, d, h, w, steps, sizes, sums):  # type: ignore[no-untyped-def]
-        """Add the products of all taps and channels at one position of the (padded) result."""
-        row = u64(u64(sizes.padded) * weight_bytes)
-        channel = u64(u64(steps.c) * source_bytes)
-        for i in range(depth.kernel):
-            zd = meets(depth, d, i32(i), sizes.mode)
-            for j in range(height.kernel):
-                zh = meets(height, h, i32(j), sizes.mode)
-                for k in range(width.kernel):
-                    zw = meets(width, w, i32(k), sizes.mode)
-                    inside = zd >= 0 and zh >= 0 and zw >= 0
-                    if inside or not transposed:  # a padded zero is multiplied, an inserted one does not exist
-                        offset = zd * steps.d + zh * steps.h + zw * steps.w
-                        address = u64(source + u64(offset) * source_bytes)
-                        for _c in range(sizes.sources):
-                            value = load(address) if inside else zero
-                            loaded = load_weights(weights)
-                            for r in range(block):
-                                sums[r] += value * loaded[r]
-                            address = u64(address + channel)
-                            weights = u64(weights + row)
-                    else:
-                        weights = u64(weights + row * u64(sizes.sources))
-
     def direct(source, weights, bias, result, depth, height, width, source_steps, result_steps, sizes):  # type: ignore[no-untyped-def]
-        position = index(index(cuda.blockIdx.x) * index(THREADS) + index(cuda.threadIdx.x))
+        number, thread = index(cuda.blockIdx.x), index(cuda.threadIdx.x)
         cells, blocks = index(sizes.cells), index(sizes.blocks)
         if sizes.channels_first:
-            which = index(position // cells)
-            cell = index(position - index(which * cells))
+            tiles = index(index(cells + index(THREADS * columns - 1)) // index(THREADS * columns))
+            which = index(number // tiles)
+            cell, step = index(index(number - index(which * tiles)) * index(THREADS * columns) + thread), index(THREADS)
         else:
+            position = index(number * index(THREADS) + thread)
             cell = index(position // blocks)
             which = index(position - index(cell * blocks))
-        if cell >= cells or which >= blocks:
+            cell, step = index(cell * index(columns)), index(1)
+        if cell >= cells:
             return
-        rest = index(cell // index(width.result))
-        w = i32(cell - index(rest * index(width.result)))
-        d = i32(rest // index(height.result))
-        h = i32(rest - index(index(d) * index(height.result)))
+        d, h, w = cuda.local.array(columns, i32), cuda.local.array(columns, i32), cuda.local.array(columns, i32)
+        for q in range(columns):
+            at = index(cell + index(index(q) * step))
+            at = at if at < cells else cell  # computed, not stored
+            rest = index(at // index(width.result))
+            w[q] = i32(at - index(rest * index(width.result)))
+            d[q] = i32(rest // index(height.result))
+            h[q] = i32(rest - index(index(d[q]) * index(height.result)))
         per_group = i32(sizes.padded // i32(block))
         group = i32(i32(which) // per_group)
         first = i32(i32(i32(which) - i32(group * per_group)) * i32(block))
@@ -114,30 +104,85 @@ def direct_kernel(source: str, result: str, block: int, transposed: bool, folds:
         base = u64(source + u64(image * source_steps.n + types.int64(group) * sizes.sources * source_steps.c) * source_bytes)
         taps = types.int64(depth.kernel) * height.kernel * width.kernel
         weights = u64(weights + u64((types.int64(group) * taps * sizes.sources) * sizes.padded + first) * weight_bytes)
-        sums = cuda.local.array(block, sum_type)
-        for r in range(block):
+        sums = cuda.local.array(results, sum_type)
+        for r in range(results):
             sums[r] = zero
         if folds:
-            for a in range(copies(depth, d, sizes.mode)):
-                for b in range(copies(height, h, sizes.mode)):
-                    for c in range(copies(width, w, sizes.mode)):
-                        at = copy_at(depth, d, sizes.mode, a), copy_at(height, h, sizes.mode, b), copy_at(width, w, sizes.mode, c)
-                        sum_taps(base, weights, depth, height, width, at[0], at[1], at[2], source_steps, sizes, sums)
+            own = d[0], h[0], w[0]
+            for a in range(copies(depth, own[0], sizes.mode)):
+                d[0] = copy_at(depth, own[0], sizes.mode, a)
+                for b in range(copies(height, own[1], sizes.mode)):
+                    h[0] = copy_at(height, own[1], sizes.mode, b)
+                    for c in range(copies(width, own[2], sizes.mode)):
+                        w[0] = copy_at(width, own[2], sizes.mode, c)
+                        sum_all_taps(base, weights, depth, height, width, d, h, w, source_steps, sizes, sums)
+            d[0], h[0], w[0] = own
         else:
-            sum_taps(base, weights, depth, height, width, d, h, w, source_steps, sizes, sums)
+            sum_all_taps(base, weights, depth, height, width, d, h, w, source_steps, sizes, sums)
 
-        offset = image * result_steps.n + d * result_steps.d + h * result_steps.h + w * result_steps.w
-        for r in range(block):
-            channel = i32(first + i32(r))
-            if channel < sizes.results:
-                number = types.int64(group) * sizes.results + channel
-                total = sums[r]
-                if sizes.bias:
-                    total += load_sum(bias + u64(number) * weight_bytes)
-                store(result + u64(offset + number * result_steps.c) * result_bytes, total)
+        for q in range(columns):
+            if index(cell + index(index(q) * step)) < cells:
+                offset = image * result_steps.n + d[q] * result_steps.d + h[q] * result_steps.h + w[q] * result_steps.w
+                for r in range(block):
+                    channel = i32(first + i32(r))
+                    if channel < sizes.results:
+                        place = types.int64(group) * sizes.results + channel
+                        total = sums[q * block + r]
+                        if sizes.bias:
+                            total += load_sum(bias + u64(place) * weight_bytes)
+                        store(result + u64(offset + place * result_steps.c) * result_bytes, total)
 
-    name = f"direct-{source}-{result}-{block}{'-transposed' * transposed}{'-folds' * folds}{'-wide' * wide}"
+    flags = f"{'-transposed' * transposed}{'-folds' * folds}{'-wide' * form.wide}"
+    name = f"direct-{form.source}-{form.result}-{block}x{columns}{flags}"
     return Kernel(name, direct, (types.uint64,) * 4 + (AXIS,) * 3 + (STEPS,) * 2 + (SIZES,), THREADS)
+
+
+def sums_of_taps(form: Form) -> Any:
+    """The device function that adds the products of all taps and channels at a thread's positions of the (padded) result."""
+    block, columns, transposed = form.block, form.columns, form.transposed
+    read = element(form.source)
+    load, zero = read.load, read.zero
+    load_weights = load_many(read.accumulator, block)
+    meets = transposed_meets if transposed else forward_meets
+    i32, u64 = types.int32, types.uint64
+    source_bytes, weight_bytes = u64(read.bytes), u64(itemsize(read.accumulator))
+
+    @cuda.jit(device=True)
+    def sum_all_taps(source, weights, depth, height, width, d, h, w, steps, sizes, sums):  # type: ignore[no-untyped-def]
+        row, channel = u64(u64(sizes.padded) * weight_bytes), u64(u64(steps.c) * source_bytes)
+        zd, zh = cuda.local.array(columns, i32), cuda.local.array(columns, i32)
+        inside, address = cuda.local.array(columns, types.boolean), cuda.local.array(columns, u64)
+        for i in range(depth.kernel):
+            for q in range(columns):
+                zd[q] = meets(depth, d[q], i32(i), sizes.mode)
+            for j in range(height.kernel):
+                for q in range(columns):
+                    zh[q] = meets(height, h[q], i32(j), sizes.mode)
+                for k in range(width.kernel):
+                    met = False
+                    for q in range(columns):
+                        zw = meets(width, w[q], i32(k), sizes.mode)
+                        inside[q] = zd[q] >= 0 and zh[q] >= 0 and zw >= 0
+                        address[q] = u64(source + u64(zd[q] * steps.d + zh[q] * steps.h + zw * steps.w) * source_bytes)
+                        met = met or inside[q]
+                    if transposed and not met:
+                        weights = u64(weights + row * u64(sizes.sources))
+                        continue
+                    for _c in range(sizes.sources):
+                        loaded = load_weights(weights)
+                        for q in range(columns):
+                            if not transposed:  # a padded zero is multiplied
+                                value = load(address[q]) if inside[q] else zero
+                                for r in range(block):
+                                    sums[q * block + r] += value * loaded[r]
+                            elif inside[q]:  # an inserted one does not exist
+                                value = load(address[q])
+                                for r in range(block):
+                                    sums[q * block + r] += value * loaded[r]
+                            address[q] = u64(address[q] + channel)
+                        weights = u64(weights + row)
+
+    return sum_all_taps
 
 
 class Direct:
@@ -168,6 +213,15 @@ class DirectSetup(Launched):
         """Result channels of a thread."""
         per_group = self.problem.result_channels // self.problem.groups
         return 8 if per_group > 4 else 4 if per_group > 1 else 1
+
+    @property
+    def _columns(self) -> int:
+        """Result cells of a thread, which share the loads of the weights: fewer where an image would not fill a GPU."""
+        p = self.problem
+        if p.transposed and p.padding_mode != "zeros":
+            return 1
+        threads = math.prod(p.result_size) * p.groups * self._padded // self._block
+        return 1 if threads < FEW_THREADS else {"complex64": 2, "complex128": 1}.get(p.dtype, 4)  # as registers allow
 
     @property
     def _padded(self) -> int:
@@ -203,17 +257,19 @@ class DirectSetup(Launched):
     def launches(self, source: DeviceArray, result: DeviceArray) -> list[Launch]:
         p = self.problem
         cells, blocks = math.prod(p.result_size), p.groups * self._padded // self._block
+        folds, columns = p.transposed and p.padding_mode != "zeros", self._columns
+        channels_first = result.strides[1] != result.itemsize or cells == 1
         sizes = Sizes(
-            p.source_channels // p.groups, p.result_channels // p.groups, self._padded, blocks, cells,
-            result.strides[1] != result.itemsize or cells == 1, mode_of(p), p.bias,
-        )  # fmt: skip
-        folds = p.transposed and p.padding_mode != "zeros"
-        kernel = direct_kernel(p.dtype, p.out_dtype, self._block, p.transposed, folds, cells * blocks >= 2**31 - THREADS)
+            p.source_channels // p.groups, p.result_channels // p.groups, self._padded, blocks, cells, channels_first, mode_of(p), p.bias
+        )
+        wide = (cells + THREADS * columns) * blocks >= 2**31
+        kernel = direct_kernel(Form(p.dtype, p.out_dtype, self._block, columns, p.transposed, folds, wide))
         function = driver().function(kernel, source.device)
         constants = numbers([*axes_of(p), Steps(*source.steps), Steps(*result.steps), sizes])
+        count = -(-cells // (THREADS * columns)) * blocks if channels_first else -(-(-(-cells // columns) * blocks) // THREADS)
         found = []
         for first in range(0, source.shape[0], MOST_ROWS):  # images are counted along a short dimension of the grid
-            grid = (-(-cells * blocks // THREADS), min(MOST_ROWS, source.shape[0] - first), 1)
+            grid = (count, min(MOST_ROWS, source.shape[0] - first), 1)
             bias = (PACKED + 1, 0) if p.bias else (NULL, 0)
             places = (SOURCE, first * source.strides[0]), (PACKED, 0), bias, (RESULT, first * result.strides[0])
             found.append(Launch(Call(function, grid, 4, constants), places))
