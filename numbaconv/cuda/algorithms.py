@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ..choose import Algorithm
-from .depthwise import Depthwise
+from .depthwise import Depthwise, Filter
 from .depthwise_weight import DepthwiseWeight
 from .direct import Direct
 from .implicit_gemm import ImplicitGemm
 from .weight_grad import WeightGemm
 
-ALGORITHMS: tuple[Algorithm, ...] = (Depthwise(), ImplicitGemm(), DepthwiseWeight(), WeightGemm(), Direct())
+ALGORITHMS: tuple[Algorithm, ...] = (Depthwise(), Filter(), ImplicitGemm(), DepthwiseWeight(), WeightGemm(), Direct())

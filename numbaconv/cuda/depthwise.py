@@ -1,4 +1,4 @@
-"""Depthwise convolution and its input gradient on a device: one source channel for a result; see ``depthwise_kernels``."""
+"""Convolutions with few channels a group on a device, and their input gradients: depthwise, and banks of filters."""
 
 from __future__ import annotations
 
@@ -21,18 +21,21 @@ DTYPES = ("float32", "float64", "float16", "bfloat16")
 MOST_TAPS = 121  # of a plane of the kernel: more do not stay in registers
 MOST_SPAN = 40  # cells of a row that a thread holds
 MOST_STRIDE = 4
-RESIDENT = 64  # registers for the taps of all lanes
+MOST_SOURCES = 32  # channels of a group: tiles in shared memory reuse more of more
+MOST_RESULTS = 64  # of a thread
+RESIDENT = 64  # registers for the taps of neighbouring channels
+SHARED_TAPS = 48  # and for those of result channels that share source cells
 
 # The cost model: rates of one H100.
 BYTES_PER_SECOND = 2.5e12
-INSTRUCTIONS_PER_SECOND = 2.5e13  # of a thread
+INSTRUCTIONS_PER_SECOND = 2e13  # of a thread
 LAUNCH_SECONDS = 4e-6
 
 
-class Depthwise:
-    """The algorithm for one channel a group."""
+class Filter:
+    """The algorithm for few source channels a group."""
 
-    name = "depthwise"
+    name = "filter"
     accuracy: Accuracy = "definition"
 
     def supports(self, problem: Problem) -> str | None:
@@ -41,10 +44,10 @@ class Depthwise:
             return "it computes results and gradients of the input, not of the weight"
         if p.dtype not in DTYPES:
             return f"it computes {', '.join(DTYPES)}, not {p.dtype}"
-        if p.in_per_group != 1 or (p.out_per_group != 1 and p.transposed):
-            return "it sums one source channel for a result"
         if p.transposed and p.padding_mode != "zeros":
             return f"gradients of {p.padding_mode} padding fold back onto the cells that were copied"
+        if reason := self._channels(p):
+            return reason
         form = form_of(p)
         if p.kernel[1] * p.kernel[2] > MOST_TAPS or form.reach(1)[1] > MOST_SPAN or max(p.stride[1:]) > MOST_STRIDE:
             return f"it takes up to {MOST_TAPS} taps a plane, strides up to {MOST_STRIDE} and rows of up to {MOST_SPAN} cells a thread"
@@ -52,15 +55,31 @@ class Depthwise:
             return "an image has 2**31 or more results"
         return too_long(p)
 
+    def _channels(self, p: Problem) -> str | None:
+        if not 1 <= p.source_channels // p.groups <= MOST_SOURCES:
+            return f"it is for 1 to {MOST_SOURCES} source channels a group"
+        return "there is one channel a group, which depthwise is for" if p.in_per_group == p.out_per_group == 1 else None
+
     def cost(self, problem: Problem) -> float:
         p = problem.per_image
-        form = form_of(p)
-        cells = form.reach(0)[1] * form.reach(1)[1] * p.kernel[0]
-        each = 60 + cells * 4 + form.rows * form.columns * (p.taps + 4)
+        form = form_of(p, vector=math.gcd(p.source_size[2], 4))
+        taps, results = p.kernel[1] * p.kernel[2], form.rows * form.columns * form.outputs
+        products = results * taps / (math.prod(p.stride[1:]) if p.transposed else 1)
+        plane = 20 + form.reach(0)[1] * form.loads * 5 + taps * 2 + products
+        each = 100 + p.source_channels // p.groups * p.kernel[0] * plane + results * 2
         return LAUNCH_SECONDS + max(p.bytes / BYTES_PER_SECOND, threads_of(p, form) * each / INSTRUCTIONS_PER_SECOND)
 
-    def setup(self, problem: Problem) -> DepthwiseSetup:
-        return DepthwiseSetup(problem)
+    def setup(self, problem: Problem) -> FilterSetup:
+        return FilterSetup(problem)
+
+
+class Depthwise(Filter):
+    """The algorithm for one channel a group."""
+
+    name = "depthwise"
+
+    def _channels(self, p: Problem) -> str | None:
+        return None if p.in_per_group == p.out_per_group == 1 else "there are several channels a group"
 
 
 def form_of(p: Problem, lanes: int = 1, by_channel: bool = False, vector: int = 0, stores: bool = False) -> march.Form:
@@ -70,21 +89,23 @@ def form_of(p: Problem, lanes: int = 1, by_channel: bool = False, vector: int = 
     """
     _, kh, kw = p.kernel
     stride, transposed = (p.stride[1], p.stride[2]), p.transposed
-    height = p.result_size[1] + _firsts(p)[0]
+    per_group = p.result_channels // p.groups
+    wide = itemsize(element(p.dtype).accumulator)
+    outputs = next(n for n in (4, 2, 1) if n == 1 or (per_group % n == 0 and kh * kw * n <= SHARED_TAPS and n * wide <= 16))
     if lanes > 1:
         most, columns = 4, 2
     else:
-        columns = max(1, min(vector, 4)) if kh > 1 else 4
-        most = 8 if kh * kw * columns <= 64 else 4
-    step = stride[0] if transposed else 1
+        columns = max(1 if outputs == 1 else 2, min(vector, 4)) if kh > 1 else 4
+        most = min(8 if kh * kw * columns <= 64 else 4, MOST_RESULTS // (columns * outputs))
+    height = p.result_size[1] + _firsts(p)[0]
     rows = -(-height // -(-height // most))
-    rows = -(-rows // step) * step
-    columns = -(-columns // stride[1]) * stride[1] if transposed else columns
+    if transposed:  # whole steps of the stride
+        rows, columns = (-(-n // step) * step for n, step in zip((rows, columns), stride))
     every = columns // stride[1] if transposed else columns * stride[1]  # source cells from a thread to the next
     unit = math.gcd(vector, every) if vector else 0
     form = march.Form(
-        p.dtype, transposed, (kh, kw), stride, (p.dilation[1], p.dilation[2]), rows, columns, lanes, by_channel, unit,
-        mapped=p.padding_mode != "zeros", multiplies=p.out_per_group > 1,
+        p.dtype, transposed, (kh, kw), stride, (p.dilation[1], p.dilation[2]), rows, columns, lanes, outputs, by_channel, unit,
+        mapped=p.padding_mode != "zeros", grouped=p.in_channels != p.groups or p.out_channels != p.groups,
     )  # fmt: skip
     if unit < 2:
         return form
@@ -106,12 +127,12 @@ def _groups(p: Problem, form: march.Form) -> tuple[int, int]:
 
 def threads_of(p: Problem, form: march.Form) -> int:
     """Threads for one image."""
-    return p.result_channels // form.lanes * p.result_size[0] * math.prod(_groups(p, form))
+    return p.result_channels // (form.lanes * form.outputs) * p.result_size[0] * math.prod(_groups(p, form))
 
 
 @dataclass(frozen=True)
-class DepthwiseSetup(Launched):
-    """The weight is packed as (taps, channels) in the accumulator's dtype."""
+class FilterSetup(Launched):
+    """The weight is packed as (source channels of a group, taps, result channels) in the accumulator's dtype."""
 
     problem: Problem
     workspace: int = 0
@@ -119,12 +140,16 @@ class DepthwiseSetup(Launched):
     @property
     def packed_bytes(self) -> int:
         p = self.problem
-        return p.out_channels * p.taps * itemsize(element(p.dtype).accumulator) + p.result_channels * p.bias * itemsize(p.dtype)
+        taps = p.out_channels * p.in_per_group * p.taps
+        return taps * itemsize(element(p.dtype).accumulator) + p.result_channels * p.bias * itemsize(p.dtype)
 
     def pack(self, weight: DeviceArray, bias: DeviceArray | None) -> tuple[DeviceArray, ...]:
         p = self.problem
-        packed = empty((*p.kernel, p.out_channels), element(p.dtype).accumulator, weight)
-        strided_copy(weight, packed, packed.shape, (*weight.steps[2:], weight.steps[0]), packed.steps)
+        sources, results = p.source_channels // p.groups, p.result_channels // p.groups
+        packed = empty((sources, *p.kernel, p.groups, results), element(p.dtype).accumulator, weight)
+        out, within, *taps = weight.steps
+        inner, outer = (out, within) if p.transposed else (within, out)
+        strided_copy(weight, packed, packed.shape, (inner, *taps, out * p.out_per_group, outer), packed.steps)
         if bias is None:
             return (packed,)
         added = empty(bias.shape, p.dtype, weight)
@@ -142,7 +167,7 @@ class DepthwiseSetup(Launched):
     def form(self, source: DeviceArray, result: DeviceArray, aligned: bool) -> march.Form:
         p, size = self.problem, source.itemsize
         by_channel = source.strides[1] == result.strides[1] == size and p.result_channels > 1 and p.result_size != (1, 1, 1)
-        if by_channel and aligned and p.out_per_group == 1 and p.dtype != "float64":
+        if by_channel and aligned and p.in_per_group == p.out_per_group == 1 and p.dtype != "float64":
             steps = [*_steps(source, 1), *_steps(result, 1), p.result_channels * size]
             taps = p.kernel[1] * p.kernel[2]
             lanes = next(n for n in (4, 2, 1) if n == 1 or (taps * n <= RESIDENT and all(step % (n * size) == 0 for step in steps)))
@@ -173,11 +198,11 @@ def geometry(p: Problem, form: march.Form, batch: int, source: tuple[int, ...], 
     """The numbers of the kernel; ``source`` and ``result`` are strides in bytes."""
     rows, columns = _groups(p, form)
     first = _firsts(p)
-    vectors = p.result_channels // form.lanes
-    digits = (vectors, columns, rows) if form.by_channel else (columns, rows, p.result_size[0])
+    vectors = p.result_channels // (form.lanes * form.outputs)
+    digits = (vectors, columns, rows) if form.by_channel else (columns, rows, vectors)
     magic, shift = zip(*map(march.divisor, digits))
     return k.Geometry(
-        batch, mode_of(p), p.bias, 1 if p.transposed else p.out_per_group, p.kernel[0], p.stride[0], p.dilation[0],
+        batch, mode_of(p), p.bias, p.source_channels // p.groups, p.result_channels // p.groups, p.kernel[0], p.stride[0], p.dilation[0],
         *p.source_size, *p.result_size, *(lo for lo, _ in p.padding), *first, *source[3:], *result[3:],
-        threads_of(p, form), *digits, *magic, *shift, p.out_channels, *source[:3], *result[:3],
+        threads_of(p, form), *digits, *magic, *shift, p.result_channels, *source[:3], *result[:3],
     )  # fmt: skip

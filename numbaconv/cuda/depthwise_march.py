@@ -28,13 +28,14 @@ class Form:
     """What a kernel is compiled for; pairs are (h, w).
 
     transposed : an input gradient; sums_taps : a weight gradient
-    rows, columns, lanes : results of a thread along h, w and the channels
+    rows, columns, lanes : results of a thread along h, w and the channels, each with a source channel of its own
+    outputs : result channels of a thread that share their source channels
     by_channel : whether neighbouring threads have neighbouring channels, as in channels-last arrays, or neighbouring columns
     vector, shift : source cells of one load along w, and how many of the first one lie before a thread's first cell; 0 where source
         cells are not contiguous
     stores : whether a thread's columns are written by one store
     mapped : whether padded cells read the source (a padding mode other than zeros)
-    multiplies : whether several results share a source channel
+    grouped : whether a group has more than one source channel and one result channel
     ragged : whether the last threads along h have fewer rows, which a weight gradient must not multiply
     """
 
@@ -46,20 +47,22 @@ class Form:
     rows: int
     columns: int
     lanes: int = 1
+    outputs: int = 1
     by_channel: bool = False
     vector: int = 0
     shift: int = 0
     stores: bool = False
     mapped: bool = False
-    multiplies: bool = False
+    grouped: bool = False
     sums_taps: bool = False
     ragged: bool = False
 
     @property
     def name(self) -> str:
-        flags = (self.transposed, self.by_channel, self.stores, self.mapped, self.multiplies, self.sums_taps, self.ragged)
+        flags = (self.transposed, self.by_channel, self.stores, self.mapped, self.grouped, self.sums_taps, self.ragged)
         sizes = "_".join(f"{a}x{b}" for a, b in (self.kernel, self.stride, self.dilation, (self.rows, self.columns)))
-        return f"depthwise_{self.dtype}_{sizes}_{self.lanes}_{self.vector}_{self.shift}_{''.join('01'[flag] for flag in flags)}"
+        numbers = "_".join(map(str, (self.lanes, self.outputs, self.vector, self.shift)))
+        return f"depthwise_{self.dtype}_{sizes}_{numbers}_{''.join('01'[flag] for flag in flags)}"
 
     def reach(self, axis: int) -> tuple[int, int]:
         """Lowest source cell that a thread meets, from that of its first result and tap 0, and how many cells it spans."""
@@ -79,7 +82,7 @@ class Form:
     @property
     def blocks(self) -> int:
         """On one multiprocessor: those for which about as many registers are left as a thread's values need."""
-        taps, results = (self.kernel[0] * self.kernel[1] * self.lanes, self.rows * self.columns * self.lanes)
+        taps, results = (n * self.lanes * self.outputs for n in (self.kernel[0] * self.kernel[1], self.rows * self.columns))
         needed = (taps + results + 2 * self.values) * (2 if self.dtype == "float64" else 1) + 44
         return max(1, min(12, REGISTERS // (THREADS * -(-needed // 8) * 8)))
 
@@ -111,12 +114,13 @@ def march_of(form: Form, first: int = 0) -> Any:
     """
     (KH, KW), (SH, SW), (DH, DW) = form.kernel, form.stride, form.dilation
     ROWS, COLUMNS, LANES, SIZE = form.rows, form.columns, form.lanes, element(form.dtype).bytes
+    EACH = form.lanes * form.outputs
     MAPPED, TRANSPOSED, SUMS_TAPS, RAGGED = form.mapped, form.transposed, form.sums_taps, form.ragged
     VECTOR, SHIFT, LOADS = form.vector, form.shift, form.loads
     UNIT = max(1, VECTOR)
     WIDTH = UNIT * LANES
     (LOW_H, span), (LOW_W, _) = form.reach(0), form.reach(1)
-    FIRST, LAST = first, min(span, first + max(1, UNROLLED // (KH * KW * COLUMNS * LANES)))
+    FIRST, LAST = first, min(span, first + max(1, UNROLLED // (KH * KW * COLUMNS * EACH)))
     load, mapped = load_lanes(form.dtype, WIDTH), cuda.jit(device=True, forceinline=True)(source_index)
     fma_where, opaque = ptx.fma_where(element(form.dtype).accumulator), ptx.opaque
     rest = march_of(form, LAST) if span > LAST else _nothing
@@ -153,19 +157,21 @@ def march_of(form: Form, first: int = 0) -> Any:
                                 if c * SW == j - kw * DW:
                                     c += SHIFT - LOW_W
                                     there = taken and uint32(int32(from_w + int32(c // UNIT * UNIT - SHIFT))) < uint32(g.source_w)
-                                    for v in range(LANES):
-                                        at, k = (i * COLUMNS + j) * LANES + v, (kh * KW + kw) * LANES + v
-                                        acc[at] = fma_where(values[c * LANES + v], taps[k], acc[at], there)
+                                    for e in range(EACH):
+                                        at = ((e // LANES * ROWS + i) * COLUMNS + j) * LANES + e % LANES
+                                        tap = taps[(kh * KW + kw) * EACH + e]
+                                        acc[at] = fma_where(values[c * LANES + e % LANES], tap, acc[at], there)
                             else:
                                 c = j * SW + kw * DW + SHIFT
-                                for v in range(LANES):
-                                    at, k = (i * COLUMNS + j) * LANES + v, (kh * KW + kw) * LANES + v
+                                for e in range(EACH):
+                                    at = ((e // LANES * ROWS + i) * COLUMNS + j) * LANES + e % LANES
+                                    value, k = values[c * LANES + e % LANES], (kh * KW + kw) * EACH + e
                                     if RAGGED:
-                                        taps[k] = fma_where(values[c * LANES + v], acc[at], taps[k], int32(i) < last)
+                                        taps[k] = fma_where(value, acc[at], taps[k], int32(i) < last)
                                     elif SUMS_TAPS:
-                                        taps[k] += values[c * LANES + v] * acc[at]
+                                        taps[k] += value * acc[at]
                                     else:
-                                        acc[at] += values[c * LANES + v] * taps[k]
+                                        acc[at] += value * taps[k]
             if not MAPPED:
                 row = uint64(row + uint64(int64(g.from_h)))
         rest(acc, taps, values, cells, start if MAPPED else row, exists, from_h, from_w, last, g)

@@ -70,7 +70,7 @@ def kernel(form: Form) -> Kernel:
 def _sum_taps(form: Form) -> Any:
     (KH, KW), (SH, SW) = form.kernel, form.stride
     ROWS, COLUMNS, VALUES, SHIFT = form.rows, form.columns, form.values, form.shift
-    BY_CHANNEL, MAPPED, MULTIPLIES = form.by_channel, form.mapped, form.multiplies
+    BY_CHANNEL, MAPPED, GROUPED = form.by_channel, form.mapped, form.grouped
     WIDTH, SLOTS = (CHANNELS, THREADS // CHANNELS) if BY_CHANNEL else (1, THREADS)
     CELLS = form.reach(1)[1]
     one = element(form.dtype)
@@ -92,7 +92,7 @@ def _sum_taps(form: Form) -> Any:
         lane, slot = int32(thread % int32(WIDTH)), int32(thread // int32(WIDTH))
         channel = int32(int32(int32(block // g.kernel_d) * int32(WIDTH)) + lane)
         real = channel < g.channels
-        read = int32(channel // g.multiplier) if MULTIPLIES else channel
+        read = int32(channel // g.multiplier) if GROUPED else channel
         source = opaque(uint64(source + uint64(int64(int64(read) * g.from_c))))
         grad = opaque(uint64(grad + uint64(int64(int64(channel) * g.grad_c))))
         start = int64(int64(cuda.blockIdx.y) * int64(g.chunk))
@@ -206,7 +206,7 @@ class DepthwiseWeight:
 
 def _form(p: Problem, by_channel: bool = False, vector: int = 0) -> Form:
     """The kernel for a problem and a layout."""
-    form = depthwise.form_of(replace(p, direction="forward"), 1, by_channel, vector)
+    form = replace(depthwise.form_of(replace(p, direction="forward"), 1, by_channel, vector), outputs=1)
     if p.out_size[2] % form.columns:
         form = replace(form, columns=1, vector=min(vector, 1), shift=0)
     rows = form.rows if form.rows * form.columns <= 16 else -(-form.rows // 2)  # whose gradients stay in registers beside the taps

@@ -1,4 +1,4 @@
-"""Depthwise convolutions on a device: edges of the threads' columns, layouts, what is not finite, and the machine code."""
+"""Depthwise convolutions and banks of filters on a device: edges of the threads' columns, layouts, what is not finite, machine code."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TEXTS = (
     dw("fwd", (9, 11), (3, 3), 4, s=2, p=1, b=1),
     dw("fwd", (9, 11), (3, 3), 2, s=(1, 3), p=((2, 0), (0, 1)), d=(2, 1)),
     dw("fwd", (9, 8), (7, 7), 2, p=3),
-    dw("fwd", (10, 9), (3, 3), 2, each=3, p=1, b=1),
+    dw("fwd", (10, 9), (3, 3), 2, each=3, p=1, b=1),  # by filter
     dw("fwd", (5, 6, 7), (3, 3, 3), 4, p=1, b=1),
     dw("fwd", (5, 6, 7), (2, 3, 3), 2, s=2, p=(0, 1, 1), d=(2, 1, 1)),
     dw("fwd", (21,), (5,), 4, p=2, b=1),
@@ -57,21 +57,31 @@ TEXTS = (
 )
 
 
+FILTERS = (
+    case("fwd", (9, 12), (3, 3), ic=3, oc=8, p=1, mb=2, b=1),
+    case("fwd", (9, 7), (3, 2), ic=4, oc=12, g=2, p=((2, 0), 1), s=2, b=1),
+    case("fwd", (4, 5, 8), (3, 3, 3), ic=2, oc=4, p=1, mode="reflect"),
+    case("fwd", (6, 8), (5, 5), ic=2, oc=4, p=2, t="f64"),
+    case("igrad", (4, 5, 8), (3, 3, 3), ic=8, oc=6, g=2, p=1, b=1),
+    case("igrad", (5, 6), (2, 2), ic=4, oc=3, s=2, t="bf16"),
+)
+
+
 def run(device: Any, p: Problem, arrays: Any, arrange: Any = lambda a: a) -> np.ndarray:
     function = getattr(numbaconv, f"conv{'_transpose' * p.transposed}{p.rank}d")
     x, w, b = arrays
     given = [put(device, arrange(x)), put(device, w), None if b is None else put(device, b)]
     out = put(device, arrange(np.full(p.result_shape, 99, x.dtype)))
-    function(*given, **arguments(p), algorithm="depthwise", out=out)
+    function(*given, **arguments(p), algorithm="depthwise" if p.in_channels == p.out_channels == p.groups else "filter", out=out)
     return get(device, out)
 
 
-@pytest.mark.parametrize("text", TEXTS)
-def test_exact(text: str, device: Any) -> None:
+@pytest.mark.parametrize("number, text", list(enumerate(TEXTS + FILTERS)))
+def test_exact(number: int, text: str, device: Any) -> None:
     """Every other problem channels-last."""
     p = Problem.parse(text)
     arrays = integer_arrays(p)
-    result = run(device, p, arrays, channels_last if TEXTS.index(text) % 2 else np.asarray)
+    result = run(device, p, arrays, channels_last if number % 2 else np.asarray)
     assert_same(np.ascontiguousarray(result), reference.convolve(p, *arrays))
 
 
@@ -103,7 +113,7 @@ def test_what_is_not_finite_stays_where_it_is(text: str, value: float, device: A
 @pytest.mark.parametrize(
     "text, words",
     [
-        (case("fwd", (9, 9), (3, 3), ic=2, oc=2), "one source channel"),
+        (case("fwd", (9, 9), (3, 3), ic=2, oc=2), "several channels a group"),
         (dw("fwd", (99, 99), (13, 13)), "taps a plane"),
         (dw("fwd", (99, 99), (3, 3), s=5), "strides up to"),
         (dw("fwd", (9, 9), (3, 3), t="s32"), "not int32"),
@@ -131,6 +141,7 @@ CODE = [
     ("fwd", (7, 7), 1, {"vector": 4, "stores": True}, 4 * 4 * 49, 10 * 3, "128"),
     ("igrad", (3, 3), 2, {"vector": 1}, 8 * 2 * 9 // 4, 9 + 5 * 2 + 1, "E"),
 ]
+BANK = case("fwd", (28, 28, 28), (3, 3, 3), ic=16, oc=16, p=1)
 
 
 @pytest.mark.skipif(bool(packages.missing("nvdisasm", "cuobjdump")), reason="the disassemblers are not installed")
@@ -147,3 +158,13 @@ def test_machine_code(
     assert code.fused_multiply_adds == products
     assert loads <= code.count("LDG", width) <= loads + 4
     assert bool(code.count("STG", "128")) == (width == "128")
+
+
+@pytest.mark.skipif(bool(packages.missing("nvdisasm", "cuobjdump")), reason="the disassemblers are not installed")
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a", "sm_120"])
+def test_machine_code_of_a_bank_of_filters(architecture: str) -> None:
+    compiled = depthwise_kernels.kernel(depthwise.form_of(Problem.parse(BANK), vector=4, stores=True))
+    code = sass.report(compiled, architecture)
+    assert code.local_accesses == 0 and code.registers <= 168
+    assert code.fused_multiply_adds == 4 * 4 * 4 * 9
+    assert (code.count("LDG", "128"), code.count("STG", "128")) == (9 + 6 + 1, 16)
