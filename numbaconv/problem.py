@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal
 
 from . import grammar
@@ -148,6 +148,7 @@ class Problem:
         return problem
 
 
+@cache
 def itemsize(dtype: str) -> int:
     """Bytes of one element of the named dtype."""
     if dtype.startswith("complex"):

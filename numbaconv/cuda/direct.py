@@ -30,9 +30,12 @@ from .launch import Kernel
 from .launches import NULL, PACKED, RESULT, SOURCE, Launch, Launched
 
 THREADS = 128
-FEW_THREADS = 1 << 15  # of an image
-# Rates of the cost model, measured on one H200 in float32.
-PRODUCTS_PER_SECOND = 4e12
+FEW_THREADS = 1 << 13  # of an image
+# The cost model, measured on one H200: what a cell costs in a block of channels, each of its taps, and products in a second.
+CELL_SECONDS, TAP_SECONDS = 8e-12, 1.4e-12
+PRODUCTS_PER_SECOND = {"float64": 4.2e12, "complex64": 2e12, "complex128": 0.8e12, "int32": 4e12, "int64": 1e12}
+FLOAT_PRODUCTS_PER_SECOND = 8.6e12
+ONE_CELL = 0.6  # of these rates, where a thread has one cell
 LAUNCH_SECONDS = 4e-6
 
 
@@ -195,7 +198,8 @@ class Direct:
         return too_long(problem)
 
     def cost(self, problem: Problem) -> float:
-        return LAUNCH_SECONDS + problem.per_image.flops / 2 / PRODUCTS_PER_SECOND
+        p = problem.per_image
+        return DirectWeightSetup(p).seconds if p.direction == "weight_grad" else DirectSetup(p).seconds
 
     def setup(self, problem: Problem) -> Setup:
         return DirectWeightSetup(problem) if problem.direction == "weight_grad" else DirectSetup(problem)
@@ -208,13 +212,13 @@ class DirectSetup(Launched):
     problem: Problem
     workspace: int = 0
 
-    @property
+    @functools.cached_property
     def _block(self) -> int:
         """Result channels of a thread."""
         per_group = self.problem.result_channels // self.problem.groups
         return 8 if per_group > 4 else 4 if per_group > 1 else 1
 
-    @property
+    @functools.cached_property
     def _columns(self) -> int:
         """Result cells of a thread, which share the loads of the weights: fewer where an image would not fill a GPU."""
         p = self.problem
@@ -223,18 +227,27 @@ class DirectSetup(Launched):
         threads = math.prod(p.result_size) * p.groups * self._padded // self._block
         return 1 if threads < FEW_THREADS else {"complex64": 2, "complex128": 1}.get(p.dtype, 4)  # as registers allow
 
-    @property
+    @functools.cached_property
     def _padded(self) -> int:
         per_group = self.problem.result_channels // self.problem.groups
         return -(-per_group // self._block) * self._block
 
-    @property
+    @functools.cached_property
+    def seconds(self) -> float:
+        """Estimated, of one image."""
+        p = self.problem
+        cells, met = math.prod(p.result_size) * p.groups * self._padded // self._block, math.prod(p.stride) if p.transposed else 1
+        rate = PRODUCTS_PER_SECOND.get(element(p.dtype).accumulator, FLOAT_PRODUCTS_PER_SECOND) * (1 if self._columns > 1 else ONE_CELL)
+        products = cells * self._block * (p.source_channels // p.groups) * p.taps / met
+        return LAUNCH_SECONDS + cells * (CELL_SECONDS + p.taps * TAP_SECONDS) + products / rate
+
+    @functools.cached_property
     def _packed_shape(self) -> tuple[int, ...]:
         """Group, taps, source channel, result channel."""
         p = self.problem
         return (p.groups, *p.kernel, p.source_channels // p.groups, self._padded)
 
-    @property
+    @functools.cached_property
     def packed_bytes(self) -> int:
         p = self.problem
         return (math.prod(self._packed_shape) + p.result_channels * p.bias) * itemsize(element(p.dtype).accumulator)

@@ -27,6 +27,7 @@ from .geometry import AXIS, STEPS, Steps, axes_of, forward_meets, mode_of, numbe
 from .launch import Kernel
 
 THREADS = 256
+PRODUCTS_PER_SECOND = 1e12  # an estimate for the cost model
 RUN = 64  # cells that a thread sums in the accumulator
 
 
@@ -129,6 +130,11 @@ class DirectWeightSetup:
     problem: Problem
     workspace: int = 0
     packed_bytes: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """Estimated, of one image."""
+        return 4e-6 + self.problem.per_image.flops / 2 / PRODUCTS_PER_SECOND
 
     def pack(self, weight: DeviceArray, bias: DeviceArray | None) -> tuple[DeviceArray, ...]:
         raise NotImplementedError("a weight gradient has no weight to pack")
