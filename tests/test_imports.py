@@ -45,7 +45,7 @@ LAYERS = """
     cuda/direct_weight cuda/finite cuda/implicit_gemm_gather cuda/depthwise_march cuda/weight_kernels
     cuda/depthwise_kernels cuda/implicit_gemm_kernel
     cuda/depthwise cuda/direct cuda/implicit_gemm cuda/weight_grad
-    cuda/depthwise_weight
+    cuda/filter_weight
     cuda/algorithms cuda/memory
     cuda
     explanation

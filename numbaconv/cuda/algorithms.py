@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ..choose import Algorithm
 from .depthwise import Depthwise, Filter
-from .depthwise_weight import DepthwiseWeight
 from .direct import Direct
+from .filter_weight import FilterWeight
 from .implicit_gemm import ImplicitGemm
 from .weight_grad import WeightGemm
 
-ALGORITHMS: tuple[Algorithm, ...] = (Depthwise(), Filter(), ImplicitGemm(), DepthwiseWeight(), WeightGemm(), Direct())
+ALGORITHMS: tuple[Algorithm, ...] = (Depthwise(), Filter(), ImplicitGemm(), FilterWeight(), WeightGemm(), Direct())

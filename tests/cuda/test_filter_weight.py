@@ -1,4 +1,4 @@
-"""Depthwise weight gradients on a device: ragged columns of threads, layouts, what is not finite, and the machine code."""
+"""Weight gradients of few channels a group on a device: ragged columns of threads, layouts, what is not finite, and the machine code."""
 
 from __future__ import annotations
 
@@ -18,15 +18,18 @@ if why := packages.missing():
     pytest.skip(why, allow_module_level=True)
 
 from numbaconv.arrays import check_array
-from numbaconv.cuda import depthwise_march, depthwise_weight
+from numbaconv.cuda import depthwise_march, filter_weight
 
 from . import sass
 from .device import get, put
 
 
+def wgrad(*given: Any, **options: Any) -> Problem:
+    return Problem.parse(case("fwd", *given, **options).replace("_fwd_", "_wgrad_"))
+
+
 def dw(size: Any, kernel: Any, channels: int = 3, each: int = 1, **options: Any) -> Problem:
-    text = case("fwd", size, kernel, g=channels, ic=channels, oc=channels * each, **options)
-    return Problem.parse(text.replace("_fwd_", "_wgrad_"))
+    return wgrad(size, kernel, g=channels, ic=channels, oc=channels * each, **options)
 
 
 PROBLEMS = (
@@ -37,13 +40,16 @@ PROBLEMS = (
     dw((4, 5, 6), (3, 3, 3), 2, p=1, mode="reflect", mb=2),
     dw((21,), (5,), 1, each=5, p=2, mb=2, t="bf16"),
     dw((17, 16), (3, 3), 4, p=1, mb=2, t="f64"),
+    wgrad((8, 12), (3, 3), ic=6, oc=8, p=1, mb=3),
+    wgrad((3, 6, 8), (3, 3, 3), g=2, ic=6, oc=4, p=1, mb=2),
+    wgrad((9, 7), (2, 3), ic=5, oc=3, s=(1, 2), p=1),
 )
 
 
 def run(device: Any, p: Problem, x: np.ndarray, g: np.ndarray, arrange: Any) -> np.ndarray:
     out = put(device, np.full(p.weight_shape, 99, x.dtype))
     source, grad, result = (check_array("a", a).five(p.rank) for a in (put(device, arrange(x)), put(device, arrange(g)), out))
-    depthwise_weight.DepthwiseWeight().setup(p.per_image).run(source, (grad,), result)
+    filter_weight.FilterWeight().setup(p.per_image).run(source, (grad,), result)
     return get(device, out)
 
 
@@ -57,7 +63,7 @@ def arrays_of(p: Problem) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("arrange", [np.asarray, channels_last], ids=["contiguous", "channels-last"])
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 def test_exact(problem: Problem, arrange: Any, device: Any) -> None:
-    assert depthwise_weight.DepthwiseWeight().supports(problem) is None
+    assert filter_weight.FilterWeight().supports(problem) is None
     x, g = arrays_of(problem)
     assert_same(run(device, problem, x, g, arrange), reference.weight_grad(problem, x, g))
 
@@ -83,17 +89,23 @@ def test_what_is_not_finite_stays_where_it_is(value: float, device: Any) -> None
 
 
 def test_choice() -> None:
-    algorithm = depthwise_weight.DepthwiseWeight()
-    assert "one input channel" in str(algorithm.supports(Problem.parse(str(PROBLEMS[0]).replace("g3", "g1"))))
-    assert choose.choose(dw((56, 56), (3, 3), 128, p=1), device="cuda").name == "depthwise_weight"
+    algorithm = filter_weight.FilterWeight()
+    assert "1 to 32 input channels" in str(algorithm.supports(wgrad((8, 8), (3, 3), ic=33, oc=33)))
+    assert choose.choose(dw((56, 56), (3, 3), 128, p=1), device="cuda").name == "filter_weight"
+    assert choose.choose(wgrad((56, 56), (3, 3), ic=128, oc=128, p=1), device="cuda").name == "weight_gemm"
     assert algorithm.setup(dw((56, 56), (3, 3), 128, p=1)).workspace <= 1 << 20
 
 
 @pytest.mark.skipif(bool(packages.missing("nvdisasm", "cuobjdump")), reason="the disassemblers are not installed")
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90a", "sm_120"])
-def test_machine_code(architecture: str) -> None:
-    kernel = depthwise_weight.kernel(depthwise_weight._form(dw((56, 56), (3, 3), 8, p=1), vector=4))
+@pytest.mark.parametrize(
+    "problem, products",
+    [(dw((56, 56), (3, 3), 8, p=1), 8 * 4 * 9), (wgrad((64, 64, 64), (3, 3, 3), ic=16, oc=16, p=1), 4 * 4 * 4 * 9)],
+    ids=str,
+)
+def test_machine_code(problem: Problem, products: int, architecture: str) -> None:
+    kernel = filter_weight.kernel(filter_weight.form_of(problem, vector=4, loads=True), filter_weight.sources_of(problem))
     code = sass.report(kernel, architecture)
     assert code.local_accesses == 0
     assert code.registers <= depthwise_march.REGISTERS // (depthwise_march.THREADS * kernel.blocks)
-    assert code.fused_multiply_adds == 4 * 4 * 9
+    assert code.fused_multiply_adds == products
