@@ -42,8 +42,9 @@ LAYERS = """
     cuda/arrays
     cuda/columns cuda/copies cuda/launches cuda/sums
     cuda/repeat cuda/transfers
-    cuda/direct_weight cuda/finite cuda/implicit_gemm_gather cuda/depthwise_march cuda/weight_kernels
-    cuda/depthwise_kernels cuda/implicit_gemm_kernel
+    cuda/direct_weight cuda/finite cuda/implicit_gemm_write cuda/depthwise_march cuda/weight_kernels
+    cuda/depthwise_kernels cuda/implicit_gemm_gather
+    cuda/implicit_gemm_kernel
     cuda/depthwise cuda/direct cuda/implicit_gemm cuda/weight_grad
     cuda/filter_weight
     cuda/algorithms cuda/memory

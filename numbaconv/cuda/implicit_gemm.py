@@ -10,6 +10,7 @@ import functools
 import itertools
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..axes import Part, axis_parts, pixel_count, tap_count
 from ..choose import Accuracy
@@ -26,8 +27,27 @@ from .launches import NULL, PACKED, RESULT, SOURCE, Launch, Launched
 
 MOST_PARTS = 64
 ITEM = 4  # bytes of float32
-# Products in a second of a tile, those of its padding included: measured on one H200 with enough blocks to fill it.
-RATES = {Tile(4, 1, 2, 16, 2): 22e12, Tile(2, 2, 1, 16, 2): 19e12, Tile(1, 4, 1, 8, 2): 16e12}
+DEPTH = 16  # steps of k are padded to a multiple of, which every tile's depth divides
+
+
+class Tiles(NamedTuple):
+    """Tiles of equal rows: the weight is packed before the layout of the source is known.
+
+    any : for sources of any strides; last : where every four channels are neighbours
+    rate : products in a second, padding included, measured on one H200 with enough blocks to fill it
+    """
+
+    any: Tile
+    last: Tile
+    rate: float
+
+
+_WIDE, _MIDDLE, _SMALL, _NARROW = Tile(4, 1, 2, 16, 2), Tile(2, 2, 2, 8, 2), Tile(2, 2, 1, 16, 2), Tile(1, 4, 1, 8, 2)
+TILES = (Tiles(_WIDE, _WIDE, 22e12), Tiles(_MIDDLE, _SMALL, 20e12), Tiles(_SMALL, _SMALL, 19e12), Tiles(_NARROW, _NARROW, 16e12))
+"""Fastest first."""
+LARGE = TILES[:2]
+FEW_BLOCKS = 8
+"""An image of so few blocks of the first tile takes no large ones: at a small batch most of the GPU would idle."""
 LAUNCH_SECONDS = 4e-6
 
 
@@ -59,16 +79,17 @@ class ImplicitGemm:
         return self.setup(problem).seconds
 
     def setup(self, problem: Problem) -> ImplicitGemmSetup:
-        return ImplicitGemmSetup(problem, min(RATES, key=lambda tile: ImplicitGemmSetup(problem, tile).seconds))
+        few = ImplicitGemmSetup(problem, TILES[0]).blocks <= FEW_BLOCKS
+        return min((ImplicitGemmSetup(problem, tiles) for tiles in TILES if not (few and tiles in LARGE)), key=lambda setup: setup.seconds)
 
 
 @dataclass(frozen=True)
 class ImplicitGemmSetup(Launched):
-    """Forward or input gradient with one tile; ``pack`` returns one product's weight after the other, the bias, and whether the
+    """Forward or input gradient; ``pack`` returns one product's weight after the other, the bias, and whether the
     weight of a gradient is not finite."""
 
     problem: Problem
-    tile: Tile
+    tiles: Tiles
     workspace: int = 0
 
     @functools.cached_property
@@ -93,17 +114,23 @@ class ImplicitGemmSetup(Launched):
 
     @property
     def padded_rows(self) -> int:
-        return _up(self.rows, self.tile.rows)
+        return _up(self.rows, self.tiles.any.rows)
 
     def _depth(self, part: Part) -> int:
         """Steps of k, in whole tiles."""
-        return _up(tap_count(part) * self.padded_channels, self.tile.depth)
+        return _up(tap_count(part) * self.padded_channels, DEPTH)
+
+    @property
+    def blocks(self) -> int:
+        """Of one image, whatever the layout of its source."""
+        tile = self.tiles.any
+        return sum(-(-pixel_count(part) // tile.cells) for part in self.parts) * self.padded_rows // tile.rows * self.problem.groups
 
     @property
     def seconds(self) -> float:
         """Estimated, of one image: its last tile of cells may hold cells of the next image."""
         products = sum(self._depth(part) * pixel_count(part) for part in self.parts) * self.problem.groups * self.padded_rows
-        return LAUNCH_SECONDS * len(self.parts) + products / RATES[self.tile]
+        return LAUNCH_SECONDS * len(self.parts) + products / self.tiles.rate
 
     @functools.cached_property
     def _starts(self) -> list[int]:
@@ -144,32 +171,51 @@ class ImplicitGemmSetup(Launched):
     def _most_images(self) -> int:
         """Of one launch: cells and blocks are counted in 32 bits."""
         cells = max(pixel_count(part) for part in self.parts)
-        return max(1, min(MOST_BLOCKS // cells, MOST_BLOCKS // (self.padded_rows // self.tile.rows) * self.tile.cells // cells) - 1)
+        per_block = min(self.tiles.any.cells, self.tiles.last.cells)
+        return max(1, min(MOST_BLOCKS // cells, MOST_BLOCKS // (self.padded_rows // self.tiles.any.rows) * per_block // cells) - 1)
 
     def launches(self, source: DeviceArray, result: DeviceArray) -> list[Launch]:
-        last = source.pointer % 16 == 0 and self.channels % QUAD == 0 and source.strides[1] == ITEM
-        last = last and all(step % 16 == 0 for axis, (n, step) in enumerate(zip(source.shape, source.strides)) if n > 1 and axis != 1)
-        transposed = self.problem.transposed
-        function = driver().function(kernel(self.tile, last, result.strides[1] == ITEM and self.rows > 1, transposed), source.device)
+        transposed, last = self.problem.transposed, self._reads_quads(source)
+        tile = self.tiles.last if last else self.tiles.any
         found, most = [], self._most_images
         for first in range(0, source.shape[0], most):
             images = min(most, source.shape[0] - first)
             for start, part in zip(self._starts, self.parts):
-                geometry = self._geometry(part, images, source.steps, result.steps)
-                blocks = -(-images * pixel_count(part) // self.tile.cells) * geometry.row_tiles
-                call = Call(function, (blocks, self.problem.groups, 1), 5, numbers([geometry]))
                 at = first * result.strides[0] + sum(axis.first * step for axis, step in zip(part, result.strides[2:]))
+                form = self._form(part, result, result.pointer + at)
+                function = driver().function(kernel(tile, last, form, transposed), source.device)
+                geometry = self._geometry(part, tile, images, source.steps, result.steps)
+                blocks = -(-images * pixel_count(part) // tile.cells) * geometry.row_tiles
+                call = Call(function, (blocks, self.problem.groups, 1), 5, numbers([geometry]))
                 read, flag = (SOURCE, first * source.strides[0]), (PACKED + 2, 0) if transposed else (NULL, 0)
                 found.append(Launch(call, (read, (PACKED, start * ITEM), (PACKED + 1, 0), (RESULT, at), flag)))
         return found
 
-    def _geometry(self, part: Part, images: int, source: tuple[int, ...], result: tuple[int, ...]) -> Geometry:
+    def _reads_quads(self, source: DeviceArray) -> bool:
+        """Whether every four channels of the source, from a multiple of four on, follow one another at addresses of a multiple of 16."""
+        steps = [step for axis, (n, step) in enumerate(zip(source.shape, source.strides)) if n > 1 and axis != 1]
+        return source.strides[1] == ITEM and self.channels % QUAD == 0 and _all_by_16(source.pointer, *steps)
+
+    def _form(self, part: Part, result: DeviceArray, address: int) -> str:
+        """How a part's results are written, the first of them at this address."""
+        axes = [(result.shape[0], result.strides[0]), *((axis.size, axis.stride * step) for axis, step in zip(part, result.strides[2:]))]
+        axes = [(n, step) for n, step in axes if n > 1]
+        if result.strides[1] == ITEM and self.rows > 1:
+            quads = self.rows % QUAD == 0 and _all_by_16(address, *(step for _, step in axes))
+            return "quads of channels" if quads else "channels"
+        run = 1  # cells that follow one another in memory
+        while axes and axes[-1][1] == run * ITEM:
+            run *= axes.pop()[0]
+        of_channel = result.strides[1] if self.problem.result_channels > 1 else 0
+        return "quads of cells" if run % QUAD == 0 and _all_by_16(address, of_channel, *(step for _, step in axes)) else "cells"
+
+    def _geometry(self, part: Part, tile: Tile, images: int, source: tuple[int, ...], result: tuple[int, ...]) -> Geometry:
         p = self.problem
         shifts = [axis.shifts[0] if axis.shifts else 0 for axis in part]
         spacings = [axis.shifts[1] - axis.shifts[0] if len(axis.shifts) > 1 else 0 for axis in part]
         fields = [
-            images, self.rows, self.padded_rows, self.padded_rows // self.tile.rows, self.channels, self.padded_channels,
-            self._depth(part) // self.tile.depth, mode_of(p),
+            images, self.rows, self.padded_rows, self.padded_rows // tile.rows, self.channels, self.padded_channels,
+            self._depth(part) // tile.depth, mode_of(p),
             *(axis.size for axis in part), *(axis.step for axis in part), *shifts, *spacings, *(len(axis.taps) for axis in part),
             *p.source_size, *source, *result[:2], *(step * axis.stride for axis, step in zip(part, result[2:])),
         ]  # fmt: skip
@@ -178,6 +224,11 @@ class ImplicitGemmSetup(Launched):
 
 def _up(value: int, step: int) -> int:
     return -(-value // step) * step
+
+
+def _all_by_16(*numbers: int) -> bool:
+    """Whether vectors of 16 bytes may start there."""
+    return all(number % 16 == 0 for number in numbers)
 
 
 def _at(array: DeviceArray, elements: int) -> DeviceArray:

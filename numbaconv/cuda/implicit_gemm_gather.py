@@ -13,6 +13,7 @@ from numba.cuda import float32, int32, int64, types, uint32, uint64
 
 from .. import padding
 from . import ptx
+from .implicit_gemm_write import NOWHERE
 
 QUAD = 4
 
@@ -70,13 +71,6 @@ PLACE_BYTES = 32
 
 
 @cuda.jit(device=True)
-def put_place(place, d, h, w, exists, origin):  # type: ignore[no-untyped-def]
-    """The padded position that the cell's first tap meets, whether there is a cell at all, and the address of its image and group."""
-    _put_numbers(place, (d, h, w, int32(exists)))
-    _put_address(uint32(place + uint32(16)), origin)
-
-
-@cuda.jit(device=True)
 def place_of(cell, g):  # type: ignore[no-untyped-def]
     """Image and position of the result cell with this number."""
     across = uint32(cell // uint32(g.cells_w))
@@ -84,6 +78,26 @@ def place_of(cell, g):  # type: ignore[no-untyped-def]
     image = uint32(down // uint32(g.cells_d))
     w, h, d = cell - across * uint32(g.cells_w), across - down * uint32(g.cells_h), down - image * uint32(g.cells_d)
     return int32(image), int32(d), int32(h), int32(w)
+
+
+@cuda.jit(device=True)
+def put_cell(cell, place, offset, chosen, source, group, g):  # type: ignore[no-untyped-def]
+    """Describe the cell with this number in shared memory: at ``place`` for who gathers it, at ``offset`` for who writes its results.
+
+    place : the padded position that the first tap meets, whether there is a cell at all, and the address of its image and group
+    offset : of its results, in bytes, or NOWHERE; put there by the chosen one of the threads that gather it
+    """
+    image, d, h, w = place_of(cell, g)
+    exists = image < g.images
+    if chosen:
+        at = int64(image) * g.result_image + int64(d) * g.result_d + int64(h) * g.result_h + int64(w) * g.result_w
+        _put_address(offset, int64(at * 4) if exists else int64(NOWHERE))
+    first = int32(d * g.step_d + g.shift_d), int32(h * g.step_h + g.shift_h), int32(w * g.step_w + g.shift_w)
+    _put_numbers(place, (first[0], first[1], first[2], int32(exists)))
+    _put_address(
+        uint32(place + uint32(16)),
+        int64(source) + (int64(image) * g.source_image + int64(group) * int64(g.channels) * g.source_channel) * 4,
+    )
 
 
 @cuda.jit(device=True)
@@ -106,7 +120,7 @@ def first_quad(member, team, g):  # type: ignore[no-untyped-def]
 def next_quad(walk, team, place, g):  # type: ignore[no-untyped-def]
     """A step of the walk: channel and tap, the quad's address, and the channels from which on it is nothing but zeros.
 
-    place : where ``put_place`` has described the thread's cell
+    place : where ``put_cell`` has described the cell
     """
     channel, tap_d, tap_h, tap_w, address, taken = walk
     stride = int64(g.source_channel * 4)

@@ -21,7 +21,8 @@ from numba import cuda
 from numba.cuda import float32, int32, int64, types, uint32, uint64
 
 from . import launch, ptx
-from .implicit_gemm_gather import GEOMETRY, PLACE_BYTES, QUAD, first_quad, load_quads, next_quad, place_of, put_place, sum_defined
+from .implicit_gemm_gather import GEOMETRY, PLACE_BYTES, QUAD, first_quad, load_quads, next_quad, put_cell, sum_defined
+from .implicit_gemm_write import lane_cell, lane_row, stage_bytes, write
 
 EIGHT = 8
 """Steps of k that one call of ``multiply`` takes."""
@@ -63,29 +64,12 @@ class Tile(NamedTuple):
 _SIGNATURE = (types.uint64,) * 5 + (GEOMETRY,)
 
 _copy4, _copy16 = ptx.copy_async(4), ptx.copy_async(16)
-_load, _store = ptx.load("float32"), ptx.store("float32")
-_shared, _shared4 = ptx.load_shared("float32"), ptx.load_shared("float32", 4)
-_put, _put4 = ptx.store_shared("float32"), ptx.store_shared("float32", 4)
+_load, _shared4, _put = ptx.load("float32"), ptx.load_shared("float32", 4), ptx.store_shared("float32")
 _flag = ptx.load("int32")
-_offset = ptx.load_shared("int64")
-_put_offset = ptx.store_shared("int64")
-_NOWHERE = -(2**63)  # the offset of no cell
-_PITCH = 36  # floats from the 32 channels of one cell to those of the next, which then lie in different banks
 
 
 def _device(function: Any) -> Any:
     return cuda.jit(device=True)(function)
-
-
-@_device
-def _lane_row(lane):  # type: ignore[no-untyped-def]
-    """Of a warp's four by eight threads, where this one stands."""
-    return int32((lane & 1) + ((lane >> 4) << 1))
-
-
-@_device
-def _lane_cell(lane):  # type: ignore[no-untyped-def]
-    return int32((lane >> 1) & 7)
 
 
 @_device
@@ -128,77 +112,33 @@ def _multiply(tile: Tile, turned: int) -> Any:
 
 
 @functools.cache
-def _write(tile: Tile, channels_last: bool) -> Any:
-    """``write(sums, stage, offsets, lane, result, step, rows)``: a warp writes its 32 rows, of which ``rows`` exist.
-
-    stage : of this warp, in shared memory, in which results are turned round so that its threads write neighbours
-    offsets : in shared memory, of the warp's cells within the result, in bytes
-    result : address of the warp's first row; step : from one row to the next, in bytes
-    """
-    QUADS, SIDE, WIDTH = tile.quads, 4 * tile.quads, 32 * tile.quads
-
-    @_device
-    def write_cells(sums, stage, offsets, lane, result, step, rows):  # type: ignore[no-untyped-def]
-        at = uint32(stage + uint32((_lane_row(lane) * int32(WIDTH) + _lane_cell(lane) * int32(4)) * 4))
-        for i in range(8):
-            for half in range(QUADS):
-                k = i * SIDE + half * 4
-                _put4(uint32(at + uint32(half * 128)), (sums[k], sums[k + 1], sums[k + 2], sums[k + 3]))
-            cuda.syncwarp()
-            for half in range(QUADS):
-                offset = _offset(uint32(offsets + uint32(lane * 8) + uint32(half * 256)))
-                for line in range(4):
-                    row = line * 4 + (i if i < 4 else i + 12)
-                    value = _shared(uint32(stage + uint32(lane * 4) + uint32((line * WIDTH + half * 32) * 4)))
-                    if int32(row) < rows and offset != int64(_NOWHERE):
-                        _store(uint64(result + offset + step * row), value)
-            cuda.syncwarp()
-
-    @_device
-    def write_channels(sums, stage, offsets, lane, result, step, rows):  # type: ignore[no-untyped-def]
-        at = uint32(stage + uint32((_lane_cell(lane) * int32(_PITCH) + _lane_row(lane) * int32(4)) * 4))
-        own = int64(result + step * int64(lane))
-        for j in range(SIDE):
-            for half in range(2):
-                k = half * 4 * SIDE + j
-                _put4(uint32(at + uint32(half * 64)), (sums[k], sums[k + SIDE], sums[k + 2 * SIDE], sums[k + 3 * SIDE]))
-            cuda.syncwarp()
-            for i in range(8):
-                offset = _offset(uint32(offsets + uint32((i * 4 + (j & 3) + (j >> 2) * 32) * 8)))
-                value = _shared(uint32(stage + uint32(lane * 4) + uint32(i * _PITCH * 4)))
-                if lane < rows and offset != int64(_NOWHERE):
-                    _store(uint64(own + offset), value)
-            cuda.syncwarp()
-
-    return write_channels if channels_last else write_cells
-
-
-@functools.cache
-def kernel(tile: Tile, channels_last_source: bool, channels_last_result: bool, transposed: bool) -> launch.Kernel:
+def kernel(tile: Tile, channels_last_source: bool, form: str, transposed: bool) -> launch.Kernel:
     """The kernel of a tile; its addresses are those of source, packed weight, packed bias, result, and of a flag.
 
     channels_last_source : the channels of the source follow one another and their count is a multiple of four at addresses of a multiple
         of 16 bytes: a quad is one load, and is transposed on its way into shared memory.  Otherwise any strides, four copies a quad.
-    channels_last_result : neighbouring threads write neighbouring channels, otherwise neighbouring cells; right for any strides.
+    form : how results are written, as :func:`.implicit_gemm_write.write` describes it.
     transposed : of an input gradient, where zeros that stand for no source cell are multiplied only while the weight is finite: where the
         flag, an int32, is not 0, each result is the sum of the products that the definition has.
     """
     ROWS, CELLS, THREADS, ROW_WARPS, DEPTH, STAGES = tile.rows, tile.cells, tile.threads, tile.row_warps, tile.depth, tile.stages
     SUMS, ROW_TILE, CELL_TILE = 32 * tile.quads, 4 * DEPTH * ROWS, 4 * DEPTH * CELLS  # the staged tiles in bytes
     STAGED, WARP_CELLS = STAGES * DEPTH * (ROWS + CELLS), 32 * tile.quads
-    TEAM = THREADS // CELLS  # threads that gather for one cell
-    FETCHES = DEPTH // QUAD // TEAM  # quads of a tile that each of them gathers
-    PLACES = PLACE_BYTES // 4 * THREADS
+    # Channels last: two threads that load neighbouring quads of one cell are neighbours themselves.  They write 16 cells of one quad and
+    # 16 of the other to different banks of shared memory, since every other quad has its cells turned by 16.
+    PAIRED = channels_last_source
+    TURNED = 64 if PAIRED else 0  # bytes
+    TEAM = 2 if PAIRED else THREADS // CELLS  # threads that gather for one cell
+    EACH = CELLS * TEAM // THREADS  # cells that each of them gathers for, one or two
+    HALF = CELLS // 2  # from one of two to the other
+    FETCHES = DEPTH // QUAD // TEAM  # quads of a tile and a cell
+    PLACES, NEXT_PLACE = PLACE_BYTES // 4 * THREADS * EACH, PLACE_BYTES * THREADS
     ZEROS = (np.float32(0),) * (QUAD * FETCHES)
     PIECES = DEPTH * ROWS // 4  # of 16 bytes in a tile of the weight
     COPIES = -(-PIECES // THREADS)
-    STAGE = 4 * 8 * _PITCH if channels_last_result else 4 * 4 * WARP_CELLS  # bytes
-    # Threads that load neighbouring quads of one cell are neighbours themselves.  They write 16 cells of one quad and 16 of the other to
-    # different banks of shared memory, since every other quad has its cells turned by 16.
-    PAIRED = channels_last_source and TEAM == 2
-    TURNED = 64 if PAIRED else 0  # bytes
+    STAGE = stage_bytes(tile.quads, form)
     wait, load_walk = ptx.wait_async(STAGES - 2), load_quads(FETCHES)
-    multiply, write = _multiply(tile, TURNED), _write(tile, channels_last_result)
+    multiply, write_results = _multiply(tile, TURNED), write(tile.quads, form)
 
     def implicit_gemm(source, weight, bias, result, flag, g):  # type: ignore[no-untyped-def]
         thread, block, group = int32(cuda.threadIdx.x), uint32(cuda.blockIdx.x), int32(cuda.blockIdx.y)
@@ -211,25 +151,19 @@ def kernel(tile: Tile, channels_last_source: bool, channels_last_result: bool, t
         staged_cells = uint32(staged_rows + uint32(STAGES * ROW_TILE))
         offsets = ptx.shared_address(cuda.shared.array(CELLS, int64))
 
-        # The cell that this thread gathers, and where its results go.
+        # The cell that this thread gathers for, or the two.
         if PAIRED:
             member, own = int32(thread & 1), int32(thread >> 1)
         else:
             member, own = int32(thread // int32(CELLS)), int32(thread % int32(CELLS))
-        image, d, h, w = place_of(uint32(cell_tile * uint32(CELLS) + uint32(own)), g)
-        exists = image < g.images
-        if member == int32(0):
-            at = int64(image) * g.result_image + int64(d) * g.result_d + int64(h) * g.result_h + int64(w) * g.result_w
-            _put_offset(uint32(offsets + uint32(own * 8)), int64(at * 4) if exists else int64(_NOWHERE))
-        stride = int64(g.source_channel * 4)
-        origin = int64(source) + int64(image) * g.source_image * 4 + int64(group) * int64(g.channels) * stride
         place = uint32(ptx.shared_address(cuda.shared.array(PLACES, int32, 16)) + uint32(thread * int32(PLACE_BYTES)))
-        d, h, w = int32(d * g.step_d + g.shift_d), int32(h * g.step_h + g.shift_h), int32(w * g.step_w + g.shift_w)
-        put_place(place, d, h, w, exists, origin)
+        for i in range(EACH):
+            number, offset = uint32(cell_tile * uint32(CELLS) + uint32(own + i * HALF)), uint32(offsets + uint32((own + i * HALF) * 8))
+            put_cell(number, uint32(place + uint32(i * NEXT_PLACE)), offset, member == int32(0), source, group, g)
         gathered = uint32(staged_cells + uint32((member * int32(QUAD * CELLS) + (own ^ member * int32(TURNED // 4))) * 4))
-        team = int32(TEAM)
+        team, stride = int32(TEAM), int64(g.source_channel * 4)
         walk = first_quad(member, team, g)
-        values = ZEROS
+        walk_on, values, values_on = walk, ZEROS, ZEROS
 
         weight_row = int64(int64(group) * int64(g.tiles) * DEPTH + int64(thread // int32(ROWS // 4)))
         weight_at = int64(weight) + (weight_row * int64(g.padded_rows) + int64(first_row + thread % int32(ROWS // 4) * 4)) * 4
@@ -238,8 +172,8 @@ def kernel(tile: Tile, channels_last_source: bool, channels_last_result: bool, t
 
         warp, lane = int32(thread >> 5), int32(thread & 31)
         warp_row, warp_cell = int32(warp % int32(ROW_WARPS) * 32), int32(warp // int32(ROW_WARPS) * int32(WARP_CELLS))
-        rows = uint32(staged_rows + uint32((warp_row + _lane_row(lane) * 4) * 4))
-        cells = uint32(staged_cells + uint32((warp_cell + _lane_cell(lane) * 4) * 4))
+        rows = uint32(staged_rows + uint32((warp_row + lane_row(lane) * 4) * 4))
+        cells = uint32(staged_cells + uint32((warp_cell + lane_cell(lane) * 4) * 4))
         sums = cuda.local.array(SUMS, float32)
         for i in range(SUMS):
             sums[i] = float32(0)
@@ -255,6 +189,8 @@ def kernel(tile: Tile, channels_last_source: bool, channels_last_result: bool, t
                 weight_at = int64(weight_at + weight_step * DEPTH)
                 if channels_last_source:
                     walk, values = load_walk(walk, team, place, g)
+                    if EACH == 2:
+                        walk_on, values_on = load_walk(walk_on, team, uint32(place + uint32(NEXT_PLACE)), g)
                 else:
                     for i in range(FETCHES):
                         walk = next_quad(walk, team, place, g)
@@ -274,12 +210,14 @@ def kernel(tile: Tile, channels_last_source: bool, channels_last_result: bool, t
                     for k in range(QUAD):
                         to = uint32(gathered + uint32(turn * uint32(CELL_TILE)) + uint32((i * TEAM * QUAD + k) * CELLS * 4))
                         _put(to, values[i * QUAD + k])
+                        if EACH == 2:
+                            _put(uint32(to + uint32(HALF * 4)), values_on[i * QUAD + k])
             wait()
             cuda.syncthreads()
             turn, tile = uint32(turn + uint32(1)) if turn < uint32(STAGES - 1) else uint32(0), int32(tile + 1)
 
         row = int32(first_row + warp_row)
-        bias_at = int64(bias) + (int64(group) * int64(g.padded_rows) + int64(row + _lane_row(lane) * 4)) * 4
+        bias_at = int64(bias) + (int64(group) * int64(g.padded_rows) + int64(row + lane_row(lane) * 4)) * 4
         for i in range(8):
             more = _load(uint64(bias_at + (i if i < 4 else i + 12) * 4))
             for j in range(SUMS // 8):
@@ -287,8 +225,8 @@ def kernel(tile: Tile, channels_last_source: bool, channels_last_result: bool, t
         step = int64(g.result_channel * 4)
         to = int64(result) + (int64(group) * int64(g.rows) + int64(row)) * step
         stage = uint32(staged_rows + uint32(warp * int32(STAGE)))
-        write(sums, stage, uint32(offsets + uint32(warp_cell * 8)), lane, to, step, int32(g.rows - row))
+        write_results(sums, stage, uint32(offsets + uint32(warp_cell * 8)), lane, to, step, int32(g.rows - row))
 
-    kinds = ("-from-last" * channels_last_source, "-to-last" * channels_last_result, "-transposed" * transposed)
+    kinds = ("-from-last" * channels_last_source, f"-to-{form.replace(' ', '-')}", "-transposed" * transposed)
     name = f"implicit-gemm-{tile}{''.join(kinds)}"
     return launch.Kernel(name, implicit_gemm, _SIGNATURE, THREADS, tile.blocks)
