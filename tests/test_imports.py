@@ -37,7 +37,7 @@ LAYERS = """
     cpu/filter
     cpu/fft
     cpu
-    cuda/dlpack cuda/launch cuda/ptx
+    cuda/dlpack cuda/launch cuda/ptx cuda/reduce
     cuda/driver cuda/elements cuda/geometry
     cuda/arrays
     cuda/columns cuda/copies cuda/launches cuda/sums
@@ -57,7 +57,8 @@ LAYERS = """
     jax modules torch
     lazy
     .
-    bench demo warmup
+    bench demo
+    warmup
     __main__
 """
 LEVEL = {name: level for level, names in enumerate(LAYERS.strip().splitlines()) for name in names.split()}

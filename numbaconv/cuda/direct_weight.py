@@ -25,8 +25,8 @@ from .driver import Call, driver
 from .elements import element
 from .geometry import AXIS, STEPS, Steps, axes_of, forward_meets, mode_of, numbers
 from .launch import Kernel
+from .reduce import THREADS, sum_pairwise
 
-THREADS = 256
 PRODUCTS_PER_SECOND = 1e12  # an estimate for the cost model
 RUN = 64  # cells that a thread sums in the accumulator
 
@@ -105,13 +105,7 @@ def weight_kernel(name: str, block: int) -> Kernel:
         shared = cuda.shared.array(THREADS, wide)
         for r in range(block):
             shared[thread] = totals[r] + sums[r]
-            cuda.syncthreads()
-            half = i32(THREADS // 2)
-            while half > 0:
-                if thread < half:
-                    shared[thread] += shared[thread + half]
-                cuda.syncthreads()
-                half = i32(half // i32(2))
+            sum_pairwise(shared, thread)
             channel = i32(first + i32(r))
             if thread == 0 and channel < sizes.results:
                 offset = (i64(group) * sizes.results + channel) * result_steps.n + c * result_steps.c

@@ -15,8 +15,7 @@ from .driver import Call, driver
 from .elements import element
 from .geometry import STEPS, Steps, numbers
 from .launch import Kernel
-
-THREADS = 256
+from .reduce import THREADS, sum_pairwise
 
 
 class Sizes(NamedTuple):
@@ -53,13 +52,7 @@ def sums_kernel(name: str) -> Kernel:
                 cell += THREADS
         shared = cuda.shared.array(THREADS, wide)
         shared[thread] = total
-        cuda.syncthreads()
-        half = i32(THREADS // 2)
-        while half > 0:
-            if thread < half:
-                shared[thread] += shared[thread + half]
-            cuda.syncthreads()
-            half = i32(half // i32(2))
+        sum_pairwise(shared, thread)
         if thread == 0:
             store(result + u64(channel) * size, sum_type(shared[0]))
 
