@@ -116,10 +116,11 @@ def test_samples_of_gradients_are_the_references(text: str) -> None:
     assert len({tuple(pair) for pair in pairs.pairs}) == 4 and len(draw_weight_sample(p, 10_000).pairs) == p.out_channels * p.in_per_group
 
 
+@pytest.mark.parametrize("dtype", [None, "complex64"])
 @pytest.mark.parametrize("direction", ["input_grad", "weight_grad"])
-def test_gradients_are_checked_and_timed(direction: Any) -> None:
-    layers = find_layers([TINY[0], case("fwd", (20,), (3,), s=2, p=1, g=2, ic=4, oc=4)], direction=direction)
-    peers = [peer for peer in gradients.PEERS if peer.installed]
+def test_gradients_are_checked_and_timed(direction: Any, dtype: str | None) -> None:
+    layers = find_layers([TINY[0], case("fwd", (20,), (3,), s=2, p=1, g=2, ic=4, oc=4)], dtype, direction)
+    peers = [peer for peer in gradients.PEERS if peer.installed and dtype is None]  # torch has no complex gradients on the CPU
     for layer in layers:
         said: list[str] = []
         rows = bench_layer(layer, [*peers, Contender("wrong", wrong, packages="numpy")], 1, 1, said.append)

@@ -130,7 +130,8 @@ def expected(task: Task) -> Expected:
         return sample, sample.exact(task.weight, task.bias)
     if p.transposed:
         sample = draw_sample(p, g, PLACES)
-        return sample, sample.exact(task.weight, None)
+        weight = np.conjugate(task.weight) if task.weight.dtype.kind == "c" else task.weight  # as autograd has it
+        return sample, sample.exact(weight, None)
     pairs = draw_weight_sample(p, PAIRS)
     return pairs, pairs.exact(task.input, g)
 

@@ -16,11 +16,17 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a GPU, and --gpu")
 
 
+# Of the compilers and the emulator: a machine with a GPU may have other versions of them than the extras pin, and has better things to do.
+WITHOUT_A_GPU = ("machine_code", "test_sass", "test_emulator", "test_mutations", "compiled_ahead")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--gpu", default=False):
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs a GPU: pytest tests/cuda --gpu"))
+    gpu = config.getoption("--gpu", default=False)
+    for item in items:
+        if not gpu and item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a GPU: pytest tests/cuda --gpu"))
+        if gpu and any(name in item.nodeid for name in WITHOUT_A_GPU):
+            item.add_marker(pytest.mark.skip(reason="is about the compilers or the emulator, and runs without --gpu"))
 
 
 @pytest.fixture(scope="session")
