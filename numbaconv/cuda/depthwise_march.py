@@ -103,15 +103,38 @@ def divide(number, size, magic, shift):  # type: ignore[no-untyped-def]
     return above, int32(number - uint32(above * size))
 
 
-def march_of(form: Form, first: int = 0) -> Any:
-    """``march(acc, taps, values, cells, start, exists, from_h, from_w, last, g)``: the rows of source cells from ``first`` on.
+def march_of(form: Form) -> Any:
+    """``march(acc, taps, values, cells, start, exists, from_h, from_w, last, g)``: all rows of source cells.
 
     acc, taps, values : the results (of a weight gradient: output gradients, ``last`` of whose rows exist), the taps, a row of cells
     cells : source cells along w, where they are mapped; start : address of the first row's first load, or of cell (0, 0) where mapped
     exists : whether the plane does; from_h, from_w : the first source cell; g : ``source_h``, ``source_w``, strides ``from_h``, ``from_w``
-
-    A loop of few enough rows, and a call of the rest.
     """
+    (_, span), rows, step = form.reach(0), _rows_of(form), _rows_in_one(form)
+    march = _nothing
+    for first in reversed(range(0, span, step)):
+        march = _then(rows, first, march)
+    return march
+
+
+def _rows_in_one(form: Form) -> int:
+    """Rows of one loop that the compiler unrolls."""
+    return max(1, UNROLLED // (form.kernel[0] * form.kernel[1] * form.columns * form.lanes * form.outputs))
+
+
+def _then(rows: Any, first: int, rest: Any) -> Any:
+    """The rows from ``first`` on and then the rest: once it is inlined, ``first`` is a constant, which no loop variable would be."""
+
+    @cuda.jit(device=True, forceinline=True)
+    def march(acc, taps, values, cells, start, exists, from_h, from_w, last, g):  # type: ignore[no-untyped-def]
+        start = rows(acc, taps, values, cells, start, exists, from_h, from_w, last, g, int64(first))
+        rest(acc, taps, values, cells, start, exists, from_h, from_w, last, g)
+
+    return march
+
+
+def _rows_of(form: Form) -> Any:
+    """``rows(..., first)``: some rows from ``first`` on; returns the address of the next, or ``start`` where cells are mapped."""
     (KH, KW), (SH, SW), (DH, DW) = form.kernel, form.stride, form.dilation
     ROWS, COLUMNS, LANES, SIZE = form.rows, form.columns, form.lanes, element(form.dtype).bytes
     EACH = form.lanes * form.outputs
@@ -119,16 +142,14 @@ def march_of(form: Form, first: int = 0) -> Any:
     VECTOR, SHIFT, LOADS = form.vector, form.shift, form.loads
     UNIT = max(1, VECTOR)
     WIDTH = UNIT * LANES
-    (LOW_H, span), (LOW_W, _) = form.reach(0), form.reach(1)
-    FIRST, LAST = first, min(span, first + max(1, UNROLLED // (KH * KW * COLUMNS * EACH)))
+    (LOW_H, SPAN), (LOW_W, _), COUNT = form.reach(0), form.reach(1), _rows_in_one(form)
     load, mapped = load_lanes(form.dtype, WIDTH), cuda.jit(device=True, forceinline=True)(source_index)
     fma_where, opaque = ptx.fma_where(element(form.dtype).accumulator), ptx.opaque
-    rest = march_of(form, LAST) if span > LAST else _nothing
 
     @cuda.jit(device=True, forceinline=True)
-    def march(acc, taps, values, cells, start, exists, from_h, from_w, last, g):  # type: ignore[no-untyped-def]
+    def rows(acc, taps, values, cells, start, exists, from_h, from_w, last, g, first):  # type: ignore[no-untyped-def]
         row = start
-        for r in range(FIRST, LAST):
+        for r in range(first, min(first + COUNT, SPAN)):
             cell = int32(from_h + int32(r))
             if MAPPED:
                 cell = int32(mapped(cell, g.source_h, g.mode))
@@ -174,9 +195,9 @@ def march_of(form: Form, first: int = 0) -> Any:
                                         acc[at] += value * taps[k]
             if not MAPPED:
                 row = uint64(row + uint64(int64(g.from_h)))
-        rest(acc, taps, values, cells, start if MAPPED else row, exists, from_h, from_w, last, g)
+        return start if MAPPED else row
 
-    return march
+    return rows
 
 
 @cuda.jit(device=True, forceinline=True)
