@@ -34,7 +34,7 @@ class Tiles(NamedTuple):
     """Tiles of equal rows: the weight is packed before the layout of the source is known.
 
     any : for sources of any strides; last : where every four channels are neighbours
-    rate : products in a second, padding included, measured on one H200 with enough blocks to fill it
+    rate : products in a second, padding included, measured on one H200 with enough blocks to fill it (that of 16 rows: estimated)
     """
 
     any: Tile
@@ -42,8 +42,15 @@ class Tiles(NamedTuple):
     rate: float
 
 
-_WIDE, _MIDDLE, _SMALL, _NARROW = Tile(4, 1, 2, 16, 2), Tile(2, 2, 2, 8, 2), Tile(2, 2, 1, 16, 2), Tile(1, 4, 1, 8, 2)
-TILES = (Tiles(_WIDE, _WIDE, 22e12), Tiles(_MIDDLE, _SMALL, 20e12), Tiles(_SMALL, _SMALL, 19e12), Tiles(_NARROW, _NARROW, 16e12))
+_WIDE, _MIDDLE, _SMALL, _NARROW = Tile(4, 1, 2, 16), Tile(2, 2, 2, 8), Tile(2, 2, 1, 16), Tile(1, 4, 1, 8)
+_THIN = Tile(1, 4, 1, 8, high=2)
+TILES = (
+    Tiles(_WIDE, _WIDE, 22e12),
+    Tiles(_MIDDLE, _SMALL, 20e12),
+    Tiles(_SMALL, _SMALL, 19e12),
+    Tiles(_NARROW, _NARROW, 16e12),
+    Tiles(_THIN, _THIN, 12e12),
+)
 """Fastest first."""
 LARGE = TILES[:2]
 FEW_BLOCKS = 8

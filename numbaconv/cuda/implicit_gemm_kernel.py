@@ -31,22 +31,23 @@ EIGHT = 8
 class Tile(NamedTuple):
     """How a block is made: warps along rows and along cells; a thread has 8 rows and ``quads`` times 4 cells.
 
-    depth : steps of k, 8 or 16; stages : tiles in shared memory, of which one is multiplied
+    depth : steps of k, 8 or 16; stages : tiles in shared memory, of which one is multiplied; high : threads of a warp along rows, 4 or 2
     """
 
     row_warps: int
     cell_warps: int
     quads: int
     depth: int
-    stages: int
+    stages: int = 2
+    high: int = 4
 
     @property
     def rows(self) -> int:
-        return 32 * self.row_warps
+        return 8 * self.high * self.row_warps
 
     @property
     def cells(self) -> int:
-        return 32 * self.quads * self.cell_warps
+        return 128 // self.high * self.quads * self.cell_warps
 
     @property
     def threads(self) -> int:
@@ -55,7 +56,7 @@ class Tile(NamedTuple):
     @property
     def blocks(self) -> int:
         """Blocks on one multiprocessor: 512 threads with up to 128 registers, or 640 with up to 96."""
-        return (512 if self.quads == 2 else 640) // self.threads
+        return (640 if self.quads == 1 and self.high == 4 else 512) // self.threads
 
     def __str__(self) -> str:
         return f"{self.rows}x{self.cells}-{self.threads}-{self.depth}-{self.stages}"
@@ -72,41 +73,40 @@ def _device(function: Any) -> Any:
     return cuda.jit(device=True)(function)
 
 
-@_device
-def _add_products(sums, rows, cells, row_bytes, cell_bytes, quads, turned, k):  # type: ignore[no-untyped-def]
-    """Add one step of k to the sums of a thread: 8 rows by ``4 * quads`` cells."""
-    left, right = cuda.local.array(8, float32), cuda.local.array(8, float32)
-    for half in range(2):
-        found = _shared4(uint32(rows + uint32(k * row_bytes + half * 64)))
-        for i in range(4):
-            left[half * 4 + i] = found[i]
-    for half in range(quads):
-        found = _shared4(uint32((cells ^ uint32(k // QUAD % 2 * turned)) + uint32(k * cell_bytes + half * 128)))
-        for i in range(4):
-            right[half * 4 + i] = found[i]
-    for i in range(8):
-        for j in range(4 * quads):
-            sums[i * 4 * quads + j] = cuda.fma(left[i], right[j], sums[i * 4 * quads + j])
-
-
 @functools.cache
 def _multiply(tile: Tile, turned: int) -> Any:
-    """``multiply(sums, rows, cells)``: add the products of a staged tile; the compiler unrolls no loop of this size.
+    """``multiply(sums, rows, cells)``: add the products of eight steps of k; the compiler unrolls no loop of this size.
 
     turned : in every other quad of k, the bytes by which pairs of cells have changed places
     """
-    row_bytes, cell_bytes, quads = tile.rows * 4, tile.cells * 4, tile.quads
+    ROW_BYTES, CELL_BYTES, QUADS, SIDE = tile.rows * 4, tile.cells * 4, tile.quads, 4 * tile.quads
+    BELOW, BESIDE = 16 * tile.high, 512 // tile.high  # bytes from a thread's first four rows and cells to its others
+
+    @_device
+    def add(sums, rows, cells, k):  # type: ignore[no-untyped-def]
+        left, right = cuda.local.array(8, float32), cuda.local.array(8, float32)
+        for half in range(2):
+            found = _shared4(uint32(rows + uint32(k * ROW_BYTES + half * BELOW)))
+            for i in range(4):
+                left[half * 4 + i] = found[i]
+        for half in range(QUADS):
+            found = _shared4(uint32((cells ^ uint32(k // QUAD % 2 * turned)) + uint32(k * CELL_BYTES + half * BESIDE)))
+            for i in range(4):
+                right[half * 4 + i] = found[i]
+        for i in range(8):
+            for j in range(SIDE):
+                sums[i * SIDE + j] = cuda.fma(left[i], right[j], sums[i * SIDE + j])
 
     @_device
     def multiply(sums, rows, cells):  # type: ignore[no-untyped-def]
-        _add_products(sums, rows, cells, row_bytes, cell_bytes, quads, turned, 0)
-        _add_products(sums, rows, cells, row_bytes, cell_bytes, quads, turned, 1)
-        _add_products(sums, rows, cells, row_bytes, cell_bytes, quads, turned, 2)
-        _add_products(sums, rows, cells, row_bytes, cell_bytes, quads, turned, 3)
-        _add_products(sums, rows, cells, row_bytes, cell_bytes, quads, turned, 4)
-        _add_products(sums, rows, cells, row_bytes, cell_bytes, quads, turned, 5)
-        _add_products(sums, rows, cells, row_bytes, cell_bytes, quads, turned, 6)
-        _add_products(sums, rows, cells, row_bytes, cell_bytes, quads, turned, 7)
+        add(sums, rows, cells, 0)
+        add(sums, rows, cells, 1)
+        add(sums, rows, cells, 2)
+        add(sums, rows, cells, 3)
+        add(sums, rows, cells, 4)
+        add(sums, rows, cells, 5)
+        add(sums, rows, cells, 6)
+        add(sums, rows, cells, 7)
 
     return multiply
 
@@ -123,12 +123,12 @@ def kernel(tile: Tile, channels_last_source: bool, form: str, transposed: bool) 
     """
     ROWS, CELLS, THREADS, ROW_WARPS, DEPTH, STAGES = tile.rows, tile.cells, tile.threads, tile.row_warps, tile.depth, tile.stages
     SUMS, ROW_TILE, CELL_TILE = 32 * tile.quads, 4 * DEPTH * ROWS, 4 * DEPTH * CELLS  # the staged tiles in bytes
-    STAGED, WARP_CELLS = STAGES * DEPTH * (ROWS + CELLS), 32 * tile.quads
+    STAGED, WARP_ROWS, WARP_CELLS = STAGES * DEPTH * (ROWS + CELLS), 8 * tile.high, 128 // tile.high * tile.quads
     # Channels last: two threads that load neighbouring quads of one cell are neighbours themselves.  They write 16 cells of one quad and
     # 16 of the other to different banks of shared memory, since every other quad has its cells turned by 16.
-    PAIRED = channels_last_source
+    PAIRED = channels_last_source and CELLS <= THREADS
     TURNED = 64 if PAIRED else 0  # bytes
-    TEAM = 2 if PAIRED else THREADS // CELLS  # threads that gather for one cell
+    TEAM = 2 if PAIRED else max(1, THREADS // CELLS)  # threads that gather for one cell
     EACH = CELLS * TEAM // THREADS  # cells that each of them gathers for, one or two
     HALF = CELLS // 2  # from one of two to the other
     FETCHES = DEPTH // QUAD // TEAM  # quads of a tile and a cell
@@ -136,9 +136,16 @@ def kernel(tile: Tile, channels_last_source: bool, form: str, transposed: bool) 
     ZEROS = (np.float32(0),) * (QUAD * FETCHES)
     PIECES = DEPTH * ROWS // 4  # of 16 bytes in a tile of the weight
     COPIES = -(-PIECES // THREADS)
-    STAGE = stage_bytes(tile.quads, form)
+    STAGE, BELOW = stage_bytes(tile.high, tile.quads, form), 4 * tile.high
+    row_of, cell_of = lane_row(tile.high), lane_cell(tile.high)
     wait, load_walk = ptx.wait_async(STAGES - 2), load_quads(FETCHES)
-    multiply, write_results = _multiply(tile, TURNED), write(tile.quads, form)
+    multiply, write_results = _multiply(tile, TURNED), write(tile.high, tile.quads, form)
+
+    @_device
+    def copy(walk, to, stride):  # type: ignore[no-untyped-def]
+        left = int32(walk[5] - walk[0])
+        for k in range(QUAD):
+            _copy4(uint32(to + uint32(k * CELLS * 4)), uint64(walk[4] + stride * k), uint32(4 if int32(k) < left else 0))
 
     def implicit_gemm(source, weight, bias, result, flag, g):  # type: ignore[no-untyped-def]
         thread, block, group = int32(cuda.threadIdx.x), uint32(cuda.blockIdx.x), int32(cuda.blockIdx.y)
@@ -171,9 +178,9 @@ def kernel(tile: Tile, channels_last_source: bool, form: str, transposed: bool) 
         copied = uint32(staged_rows + uint32(thread * 16))
 
         warp, lane = int32(thread >> 5), int32(thread & 31)
-        warp_row, warp_cell = int32(warp % int32(ROW_WARPS) * 32), int32(warp // int32(ROW_WARPS) * int32(WARP_CELLS))
-        rows = uint32(staged_rows + uint32((warp_row + lane_row(lane) * 4) * 4))
-        cells = uint32(staged_cells + uint32((warp_cell + lane_cell(lane) * 4) * 4))
+        warp_row, warp_cell = int32(warp % int32(ROW_WARPS) * int32(WARP_ROWS)), int32(warp // int32(ROW_WARPS) * int32(WARP_CELLS))
+        rows = uint32(staged_rows + uint32((warp_row + row_of(lane) * 4) * 4))
+        cells = uint32(staged_cells + uint32((warp_cell + cell_of(lane) * 4) * 4))
         sums = cuda.local.array(SUMS, float32)
         for i in range(SUMS):
             sums[i] = float32(0)
@@ -194,10 +201,11 @@ def kernel(tile: Tile, channels_last_source: bool, form: str, transposed: bool) 
                 else:
                     for i in range(FETCHES):
                         walk = next_quad(walk, team, place, g)
-                        left = int32(walk[5] - walk[0])
-                        for k in range(QUAD):
-                            to = uint32(gathered + uint32(turn * uint32(CELL_TILE)) + uint32((i * TEAM * QUAD + k) * CELLS * 4))
-                            _copy4(to, uint64(walk[4] + stride * k), uint32(4 if int32(k) < left else 0))
+                        to = uint32(gathered + uint32(turn * uint32(CELL_TILE)) + uint32(i * TEAM * QUAD * CELLS * 4))
+                        copy(walk, to, stride)
+                        if EACH == 2:
+                            walk_on = next_quad(walk_on, team, uint32(place + uint32(NEXT_PLACE)), g)
+                            copy(walk_on, uint32(to + uint32(HALF * 4)), stride)
             ptx.commit_async()
             if tile >= int32(0):
                 other = uint32(turn + uint32(1)) if turn < uint32(STAGES - 1) else uint32(0)
@@ -217,9 +225,9 @@ def kernel(tile: Tile, channels_last_source: bool, form: str, transposed: bool) 
             turn, tile = uint32(turn + uint32(1)) if turn < uint32(STAGES - 1) else uint32(0), int32(tile + 1)
 
         row = int32(first_row + warp_row)
-        bias_at = int64(bias) + (int64(group) * int64(g.padded_rows) + int64(row + lane_row(lane) * 4)) * 4
+        bias_at = int64(bias) + (int64(group) * int64(g.padded_rows) + int64(row + row_of(lane) * 4)) * 4
         for i in range(8):
-            more = _load(uint64(bias_at + (i if i < 4 else i + 12) * 4))
+            more = _load(uint64(bias_at + (i if i < 4 else i - 4 + BELOW) * 4))
             for j in range(SUMS // 8):
                 sums[i * (SUMS // 8) + j] = float32(sums[i * (SUMS // 8) + j] + more)
         step = int64(g.result_channel * 4)

@@ -1,4 +1,4 @@
-"""How an implicit GEMM's results leave the registers of a warp on a device: 32 rows (channels) of its cells."""
+"""How an implicit GEMM's results leave the registers of a warp on a device: its rows (channels) of its cells."""
 
 from __future__ import annotations
 
@@ -12,35 +12,54 @@ from . import ptx
 
 NOWHERE = -(2**63)
 """The offset of no cell."""
-PITCH = 36  # floats from the 32 channels of one cell to those of the next, which then lie in different banks
-
 _store, _store4 = ptx.store("float32"), ptx.store("float32", 4)
 _load, _put4 = ptx.load_shared("float32"), ptx.store_shared("float32", 4)
 _offset = ptx.load_shared("int64")
 
 
-@cuda.jit(device=True)
-def lane_row(lane):  # type: ignore[no-untyped-def]
-    """Of a warp's four by eight threads, where this one stands."""
-    return int32((lane & 1) + ((lane >> 4) << 1))
+@functools.cache
+def lane_row(high: int) -> Any:
+    """``lane_row(lane)``, where a thread stands in a warp of ``high`` (4 or 2) by 32 / high threads: of any 16, eight stand in one row."""
 
+    @cuda.jit(device=True)
+    def of_four(lane):  # type: ignore[no-untyped-def]
+        return int32((lane & 1) + ((lane >> 4) << 1))
 
-@cuda.jit(device=True)
-def lane_cell(lane):  # type: ignore[no-untyped-def]
-    return int32((lane >> 1) & 7)
+    @cuda.jit(device=True)
+    def of_two(lane):  # type: ignore[no-untyped-def]
+        return int32(lane & 1)
 
-
-def stage_bytes(quads: int, form: str) -> int:
-    """Of shared memory, that a warp needs to write."""
-    return {"cells": 4 * 4 * 32 * quads, "channels": 4 * 8 * PITCH}.get(form, 0)
+    return of_four if high == 4 else of_two
 
 
 @functools.cache
-def write(quads: int, form: str) -> Any:
-    """``write(sums, stage, offsets, lane, result, step, rows)``: a warp writes its 32 rows, of which ``rows`` exist.
+def lane_cell(high: int) -> Any:
+    """``lane_cell(lane)``, the same along cells."""
+    most = 32 // high - 1
 
-    A thread has 8 rows and ``4 * quads`` cells: its numbers of rows are those of the quads at 4 * lane_row and 16 further on, of cells
-    those at 4 * lane_cell and 32 further on.
+    @cuda.jit(device=True)
+    def column(lane):  # type: ignore[no-untyped-def]
+        return int32((lane >> 1) & most)
+
+    return column
+
+
+def pitch(high: int) -> int:
+    """Floats from the channels of one cell to those of the next, in shared memory, where they lie in different banks."""
+    return 8 * high + 4
+
+
+def stage_bytes(high: int, quads: int, form: str) -> int:
+    """Of shared memory, that a warp needs to write."""
+    return {"cells": 4 * 128 * quads, "channels": 4 * (32 // high) * pitch(high)}.get(form, 0)
+
+
+@functools.cache
+def write(high: int, quads: int, form: str) -> Any:
+    """``write(sums, stage, offsets, lane, result, step, rows)``: a warp writes its ``8 * high`` rows, of which ``rows`` exist.
+
+    A thread has 8 rows and ``4 * quads`` cells: four rows from 4 * lane_row on, and four beyond the first ones of all its warp's threads;
+    cells alike.
 
     stage : of this warp, in shared memory
     offsets : in shared memory, of the warp's cells within the result, in bytes
@@ -52,63 +71,67 @@ def write(quads: int, form: str) -> Any:
         addresses of a multiple of 16: threads write what they have.  Otherwise, for any strides, "cells" and "channels": results are turned
         round in shared memory, so that neighbouring threads write neighbouring cells or channels.
     """
-    SIDE, WIDTH = 4 * quads, 32 * quads
+    SIDE, BELOW, BESIDE = 4 * quads, 4 * high, 4 * (32 // high)  # BELOW, BESIDE: from a thread's first four rows and cells to its others
+    WIDTH, ROWS, PITCH = BESIDE * quads, 8 * high, pitch(high)
+    row_of, cell_of = lane_row(high), lane_cell(high)
 
     @cuda.jit(device=True)
     def write_cells(sums, stage, offsets, lane, result, step, rows):  # type: ignore[no-untyped-def]
-        at = uint32(stage + uint32((lane_row(lane) * int32(WIDTH) + lane_cell(lane) * int32(4)) * 4))
+        at = uint32(stage + uint32((row_of(lane) * int32(WIDTH) + cell_of(lane) * int32(4)) * 4))
         for i in range(8):
             for half in range(quads):
                 k = i * SIDE + half * 4
-                _put4(uint32(at + uint32(half * 128)), (sums[k], sums[k + 1], sums[k + 2], sums[k + 3]))
+                _put4(uint32(at + uint32(half * BESIDE * 4)), (sums[k], sums[k + 1], sums[k + 2], sums[k + 3]))
             cuda.syncwarp()
-            for half in range(quads):
-                offset = _offset(uint32(offsets + uint32(lane * 8) + uint32(half * 256)))
-                for line in range(4):
-                    row = line * 4 + (i if i < 4 else i + 12)
-                    value = _load(uint32(stage + uint32(lane * 4) + uint32((line * WIDTH + half * 32) * 4)))
+            for part in range(WIDTH // 32):
+                offset = _offset(uint32(offsets + uint32(lane * 8) + uint32(part * 256)))
+                for line in range(high):
+                    row = line * 4 + (i if i < 4 else i - 4 + BELOW)
+                    value = _load(uint32(stage + uint32(lane * 4) + uint32((line * WIDTH + part * 32) * 4)))
                     if int32(row) < rows and offset != int64(NOWHERE):
                         _store(uint64(result + offset + step * row), value)
             cuda.syncwarp()
 
     @cuda.jit(device=True)
     def write_channels(sums, stage, offsets, lane, result, step, rows):  # type: ignore[no-untyped-def]
-        at = uint32(stage + uint32((lane_cell(lane) * int32(PITCH) + lane_row(lane) * int32(4)) * 4))
-        own = int64(result + step * int64(lane))
+        at = uint32(stage + uint32((cell_of(lane) * int32(PITCH) + row_of(lane) * int32(4)) * 4))
+        row, cell = int32(lane & (ROWS - 1)), int32(lane // int32(ROWS))  # with 16 rows a warp writes two cells at once
+        own, given = int64(result + step * int64(row)), uint32(stage + uint32((cell * int32(PITCH) + row) * 4))
         for j in range(SIDE):
             for half in range(2):
                 k = half * 4 * SIDE + j
-                _put4(uint32(at + uint32(half * 64)), (sums[k], sums[k + SIDE], sums[k + 2 * SIDE], sums[k + 3 * SIDE]))
+                _put4(uint32(at + uint32(half * BELOW * 4)), (sums[k], sums[k + SIDE], sums[k + 2 * SIDE], sums[k + 3 * SIDE]))
             cuda.syncwarp()
             for i in range(8):
-                offset = _offset(uint32(offsets + uint32((i * 4 + (j & 3) + (j >> 2) * 32) * 8)))
-                value = _load(uint32(stage + uint32(lane * 4) + uint32(i * PITCH * 4)))
-                if lane < rows and offset != int64(NOWHERE):
+                first = i * (32 // ROWS)
+                offset = _offset(uint32(offsets + uint32(cell * 32) + uint32((first * 4 + (j & 3) + (j >> 2) * BESIDE) * 8)))
+                value = _load(uint32(given + uint32(first * PITCH * 4)))
+                if row < rows and offset != int64(NOWHERE):
                     _store(uint64(own + offset), value)
             cuda.syncwarp()
 
     @cuda.jit(device=True)
     def write_quads_of_cells(sums, stage, offsets, lane, result, step, rows):  # type: ignore[no-untyped-def]
-        own = int64(result + step * int64(lane_row(lane) * 4))
-        left = int32(rows - lane_row(lane) * 4)
+        own = int64(result + step * int64(row_of(lane) * 4))
+        left = int32(rows - row_of(lane) * 4)
         for half in range(quads):
-            offset = _offset(uint32(offsets + uint32(lane_cell(lane) * 32) + uint32(half * 256)))
+            offset = _offset(uint32(offsets + uint32(cell_of(lane) * 32) + uint32(half * BESIDE * 8)))
             for i in range(8):
-                row = i if i < 4 else i + 12
+                row = i if i < 4 else i - 4 + BELOW
                 k = i * SIDE + half * 4
                 if int32(row) < left and offset != int64(NOWHERE):
                     _store4(uint64(own + offset + step * row), (sums[k], sums[k + 1], sums[k + 2], sums[k + 3]))
 
     @cuda.jit(device=True)
     def write_quads_of_channels(sums, stage, offsets, lane, result, step, rows):  # type: ignore[no-untyped-def]
-        own = int64(result + int64(lane_row(lane) * 16))
-        left = int32(rows - lane_row(lane) * 4)
+        own = int64(result + int64(row_of(lane) * 16))
+        left = int32(rows - row_of(lane) * 4)
         for j in range(SIDE):
-            offset = _offset(uint32(offsets + uint32(lane_cell(lane) * 32) + uint32(((j & 3) + (j >> 2) * 32) * 8)))
+            offset = _offset(uint32(offsets + uint32(cell_of(lane) * 32) + uint32(((j & 3) + (j >> 2) * BESIDE) * 8)))
             for half in range(2):
                 k = half * 4 * SIDE + j
-                if int32(half * 16) < left and offset != int64(NOWHERE):
-                    _store4(uint64(own + offset + half * 64), (sums[k], sums[k + SIDE], sums[k + 2 * SIDE], sums[k + 3 * SIDE]))
+                if int32(half * BELOW) < left and offset != int64(NOWHERE):
+                    _store4(uint64(own + offset + half * BELOW * 4), (sums[k], sums[k + SIDE], sums[k + 2 * SIDE], sums[k + 3 * SIDE]))
 
     kinds = {
         "cells": write_cells, "channels": write_channels,
