@@ -1,4 +1,4 @@
-"""numbaconv's convolutions for torch's CPU tensors: differentiable once and twice, and known to torch.compile.
+"""numbaconv's convolutions for torch's tensors, of the CPU and of CUDA: differentiable once and twice, and known to torch.compile.
 
 ``conv1d`` … ``conv_transpose3d`` take the arguments of torch.nn.functional's, and every ``padding`` and ``padding_mode`` of numbaconv's.
 :func:`replace_convs` puts them into a torch module.  Tensors share their memory with the arrays that numbaconv reads and returns: no
@@ -44,7 +44,7 @@ def conv1d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
     groups: int = 1, *, padding_mode: str = "zeros",
 ) -> Tensor:  # fmt: skip
-    """:func:`numbaconv.conv1d` of CPU tensors; see :func:`conv3d`."""
+    """:func:`numbaconv.conv1d` of tensors; see :func:`conv3d`."""
     return _conv(1, input, weight, bias, stride, padding, dilation, groups, padding_mode)
 
 
@@ -52,7 +52,7 @@ def conv2d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
     groups: int = 1, *, padding_mode: str = "zeros",
 ) -> Tensor:  # fmt: skip
-    """:func:`numbaconv.conv2d` of CPU tensors; see :func:`conv3d`."""
+    """:func:`numbaconv.conv2d` of tensors; see :func:`conv3d`."""
     return _conv(2, input, weight, bias, stride, padding, dilation, groups, padding_mode)
 
 
@@ -60,7 +60,7 @@ def conv3d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
     groups: int = 1, *, padding_mode: str = "zeros",
 ) -> Tensor:  # fmt: skip
-    """:func:`numbaconv.conv3d` of CPU tensors: the same arguments, shapes, dtypes and errors; differentiable any number of times.
+    """:func:`numbaconv.conv3d` of tensors: the same arguments, shapes, dtypes and errors; differentiable any number of times.
 
     input : tensor (N, C, D, H, W) or (C, D, H, W); weight : (out_channels, C / groups, kd, kh, kw); bias : (out_channels,) or None
     stride, padding, dilation, groups, padding_mode : as there
@@ -74,7 +74,7 @@ def conv_transpose1d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, output_padding: Any = 0,
     groups: int = 1, dilation: Any = 1,
 ) -> Tensor:  # fmt: skip
-    """:func:`numbaconv.conv_transpose1d` of CPU tensors; see :func:`conv_transpose3d`."""
+    """:func:`numbaconv.conv_transpose1d` of tensors; see :func:`conv_transpose3d`."""
     return _conv_transpose(1, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
@@ -82,7 +82,7 @@ def conv_transpose2d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, output_padding: Any = 0,
     groups: int = 1, dilation: Any = 1,
 ) -> Tensor:  # fmt: skip
-    """:func:`numbaconv.conv_transpose2d` of CPU tensors; see :func:`conv_transpose3d`."""
+    """:func:`numbaconv.conv_transpose2d` of tensors; see :func:`conv_transpose3d`."""
     return _conv_transpose(2, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
@@ -90,7 +90,7 @@ def conv_transpose3d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, output_padding: Any = 0,
     groups: int = 1, dilation: Any = 1,
 ) -> Tensor:  # fmt: skip
-    """:func:`numbaconv.conv_transpose3d` of CPU tensors; returns and raises as :func:`conv3d`."""
+    """:func:`numbaconv.conv_transpose3d` of tensors; returns and raises as :func:`conv3d`."""
     return _conv_transpose(3, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
@@ -119,8 +119,8 @@ def _check_tensors(rank: int, input: Any, weight: Any, bias: Any) -> None:
             continue
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-        if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
-            raise TypeError(f"{name} must be a dense CPU tensor, got device {tensor.device} and layout {tensor.layout}")
+        if tensor.device.type not in ("cpu", "cuda") or tensor.layout is not torch.strided:
+            raise TypeError(f"{name} must be a dense tensor of the CPU or of CUDA, got device {tensor.device} and layout {tensor.layout}")
         if tensor.dtype not in _DTYPES:
             raise TypeError(f"{name} must have one of the dtypes {', '.join(str(dtype)[6:] for dtype in _DTYPES)}, got {tensor.dtype}")
     if input.ndim not in (rank + 1, rank + 2):
@@ -135,36 +135,36 @@ def _flat(pairs: Sequence[tuple[int, int]]) -> list[int]:
 
 # ---- operators -------------------------------------------------------------------------------------------------------
 @torch.library.custom_op(
-    "numbaconv::convolution", mutates_args=(), device_types="cpu",
+    "numbaconv::convolution", mutates_args=(), device_types=("cpu", "cuda"),
     schema=f"(Tensor input, Tensor weight, Tensor? bias, {_GEOMETRY}) -> Tensor",
 )  # fmt: skip
 def _convolution(input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
     """The convolution, or the transposed one."""
     kind, arguments = _numbaconv_arguments(*geometry)
     function = getattr(functional, f"conv{kind}{weight.ndim - 2}d")
-    return _to_torch(function(_to_numpy(input), _to_numpy(weight), None if bias is None else _to_numpy(bias), **arguments))
+    return _to_torch(function(_to_array(input), _to_array(weight), None if bias is None else _to_array(bias), **arguments))
 
 
 @torch.library.custom_op(
-    "numbaconv::convolution_input_grad", mutates_args=(), device_types="cpu",
+    "numbaconv::convolution_input_grad", mutates_args=(), device_types=("cpu", "cuda"),
     schema=f"(SymInt[] input_size, Tensor weight, Tensor grad_output, {_GEOMETRY}) -> Tensor",
 )  # fmt: skip
 def _input_grad(input_size: Sequence[int], weight: Tensor, grad_output: Tensor, *geometry: Any) -> Tensor:
     """The gradient with respect to the input; linear in grad_output, and in the conjugated weight."""
     kind, arguments = _numbaconv_arguments(*geometry)
     function = getattr(grad, f"conv{kind}{weight.ndim - 2}d_input")
-    return _to_torch(function(tuple(input_size), _to_numpy(weight), _to_numpy(grad_output), **arguments))
+    return _to_torch(function(tuple(input_size), _to_array(weight), _to_array(grad_output), **arguments))
 
 
 @torch.library.custom_op(
-    "numbaconv::convolution_weight_grad", mutates_args=(), device_types="cpu",
+    "numbaconv::convolution_weight_grad", mutates_args=(), device_types=("cpu", "cuda"),
     schema=f"(Tensor input, SymInt[] weight_size, Tensor grad_output, {_GEOMETRY}) -> Tensor",
 )  # fmt: skip
 def _weight_grad(input: Tensor, weight_size: Sequence[int], grad_output: Tensor, *geometry: Any) -> Tensor:
     """The gradient with respect to the weight; linear in grad_output, and in the conjugated input."""
     kind, arguments = _numbaconv_arguments(*geometry)
     function = getattr(grad, f"conv{kind}{len(weight_size) - 2}d_weight")
-    return _to_torch(function(_to_numpy(input), tuple(weight_size), _to_numpy(grad_output), **arguments))
+    return _to_torch(function(_to_array(input), tuple(weight_size), _to_array(grad_output), **arguments))
 
 
 def _numbaconv_arguments(
@@ -178,20 +178,23 @@ def _numbaconv_arguments(
     return "_transpose" * transposed, arguments | own
 
 
-def _to_numpy(tensor: Tensor) -> AnyArray:
-    """The same memory as an array; only a lazily conjugated or negated tensor is copied."""
+def _to_array(tensor: Tensor) -> Any:
+    """What numbaconv takes of the same memory; only a lazily conjugated or negated tensor is copied."""
     plain = tensor.detach().resolve_conj().resolve_neg()
+    if plain.is_cuda:
+        return plain
     if plain.dtype is not torch.bfloat16:
-        array: AnyArray = plain.numpy()
-        return array
+        return plain.numpy()
     bits: AnyArray = plain.view(torch.int16).numpy()  # NumPy's bfloat16, of ml_dtypes, is unknown to torch
     return bits.view(dtype_named("bfloat16"))
 
 
-def _to_torch(array: AnyArray) -> Tensor:
-    if array.dtype.name != "bfloat16":
-        return torch.from_numpy(array)
-    return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+def _to_torch(result: Any) -> Tensor:
+    if isinstance(result, Tensor):
+        return result
+    if result.dtype.name != "bfloat16":
+        return torch.from_numpy(result)
+    return torch.from_numpy(result.view(np.int16)).view(torch.bfloat16)
 
 
 # ---- shapes ----------------------------------------------------------------------------------------------------------

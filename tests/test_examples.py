@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import numbaconv
+
 from .demo_data import needs_brain, needs_maps
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -29,6 +31,7 @@ def run(name: str, folder: Path, *arguments: str, blocked: str | None = None, st
 
 def test_every_example_is_run_here() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == {
+        "cuda_arrays.py",
         "quickstart.py",
         "torch_weights.py",
         "train_brain_segmentation.py",
@@ -41,6 +44,17 @@ def test_quickstart(tmp_path: Path) -> None:
     assert "conv3d (2, 16, 24, 48, 48) -> (2, 32, 12, 24, 24) float32" in printed
     assert "agree to the last bit: True" in printed
     assert len((EXAMPLES / "quickstart.py").read_text().splitlines()) <= 25
+
+
+@pytest.mark.parametrize("blocked", [None, "numba_cuda"])
+def test_cuda_arrays(tmp_path: Path, blocked: str | None) -> None:
+    """Without a GPU it says what is missing, and is content."""
+    printed = run("cuda_arrays.py", tmp_path, blocked=blocked)
+    if blocked or not numbaconv.cuda.is_available():
+        assert printed.startswith("No GPU to show this on: ")
+    else:
+        assert "no hidden copy: weight must live where input does" in printed and "TFLOP/s" in printed
+    assert blocked is None or "numba-cuda is not installed: pip install numbaconv[cuda13]" in printed
 
 
 @pytest.mark.parametrize("blocked", [None, "torch"])

@@ -101,12 +101,12 @@ def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 @pytest.mark.parametrize("dtype", bridge._DTYPES, ids=str)
 def test_every_dtype_without_a_copy_and_with_numbaconvs_bits(dtype: torch.dtype) -> None:
     x, w = ((torch.arange(n) % 7 - 2).to(dtype).reshape(shape) for n, shape in ((72, (1, 2, 6, 6)), (54, (3, 2, 3, 3))))
-    array = bridge._to_numpy(x)
+    array = bridge._to_array(x)
     assert array.ctypes.data == x.data_ptr() and array.dtype.name == str(dtype)[6:]
     assert bridge._to_torch(array).data_ptr() == x.data_ptr() and bridge._to_torch(array).dtype == dtype
     y = bridge.conv2d(x, w, padding="same_upper", stride=2)
-    expected = numbaconv.conv2d(array, bridge._to_numpy(w), padding="same_upper", stride=2)
-    assert y.dtype == dtype and bridge._to_numpy(y).tobytes() == expected.tobytes()
+    expected = numbaconv.conv2d(array, bridge._to_array(w), padding="same_upper", stride=2)
+    assert y.dtype == dtype and bridge._to_array(y).tobytes() == expected.tobytes()
 
 
 def test_memory_layouts() -> None:
@@ -309,8 +309,12 @@ X, W, B = torch.zeros(1, 2, 5, 5), torch.zeros(3, 2, 3, 3), torch.zeros(3)
         (lambda: bridge.conv2d(X.numpy(), W), TypeError, r"^input must be a torch.Tensor, got ndarray"),
         (lambda: bridge.conv2d(X, None), TypeError, r"^weight must be a torch.Tensor, got NoneType"),
         (lambda: bridge.conv2d(X, W, 0), TypeError, r"^bias must be a torch.Tensor, got int"),
-        (lambda: bridge.conv2d(X.to("meta"), W), TypeError, r"^input must be a dense CPU tensor, got device meta"),
-        (lambda: bridge.conv2d(X, W.to_sparse()), TypeError, r"^weight must be a dense CPU tensor, got .* layout torch.sparse_coo"),
+        (lambda: bridge.conv2d(X.to("meta"), W), TypeError, r"^input must be a dense tensor of the CPU or of CUDA, got device meta"),
+        (
+            lambda: bridge.conv2d(X, W.to_sparse()),
+            TypeError,
+            r"^weight must be a dense tensor of the CPU or of CUDA, got .* layout torch.sparse_coo",
+        ),
         (lambda: bridge.conv2d(X.bool(), W), TypeError, r"^input must have one of the dtypes float64, .* got torch.bool"),
         (lambda: bridge.conv2d(X.double(), W), TypeError, r"^weight must have the dtype of input, got input float64 and weight float32"),
         (

@@ -112,6 +112,26 @@ def test_torch_gradients_and_layouts(device: Any) -> None:
     torch.testing.assert_close(numbaconv.conv1d(conjugated, kernel), torch.nn.functional.conv1d(conjugated, kernel), rtol=1e-4, atol=1e-4)
 
 
+def test_torchs_automatic_differentiation(device: Any) -> None:
+    """The operators of numbaconv.torch on CUDA tensors: gradients of both orders, a compiled function, a model's layers replaced."""
+    torch = pytest.importorskip("torch")
+    import numbaconv.torch as bridge
+
+    x = torch.randn(1, 4, 5, 6, dtype=torch.float64, device="cuda", requires_grad=True)
+    w = torch.randn(4, 2, 3, 2, dtype=torch.float64, device="cuda", requires_grad=True)
+    b = torch.randn(4, dtype=torch.float64, device="cuda", requires_grad=True)
+
+    def call(x: Any, w: Any, b: Any) -> Any:
+        return bridge.conv2d(x, w, b, stride=2, padding=1, groups=2)
+
+    assert torch.autograd.gradcheck(call, (x, w, b)) and torch.autograd.gradgradcheck(call, (x, w, b))
+    torch.testing.assert_close(call(x, w, b), torch.nn.functional.conv2d(x, w, b, stride=2, padding=1, groups=2))
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.ConvTranspose2d(8, 2, 2, 2)).cuda()
+    image = torch.randn(2, 3, 8, 9, device="cuda")
+    expected = model(image)
+    torch.testing.assert_close(bridge.replace_convs(model)(image), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_the_current_stream(device: Any) -> None:
     """Work goes to the caller's current stream: what is queued there before a call comes before it."""
     cupy = pytest.importorskip("cupy")
