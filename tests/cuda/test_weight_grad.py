@@ -125,8 +125,7 @@ def test_declines() -> None:
 
 # ---- machine code ------------------------------------------------------------------------------------------------------
 @pytest.mark.skipif(bool(packages.missing("nvdisasm", "cuobjdump")), reason="the disassemblers are not installed")
-@pytest.mark.parametrize("architecture", sass.ARCHITECTURES)
-@pytest.mark.parametrize("lanes", [1, 4])
+@pytest.mark.parametrize("lanes, architecture", [*((1, a) for a in sass.ARCHITECTURES), (4, "sm_90a")])
 def test_machine_code(lanes: int, architecture: str) -> None:
     kernel = weight_kernels.products("float32", weight_kernels.Tile(128, 128, 8, lanes, lanes))
     code = sass.report(kernel, architecture)
