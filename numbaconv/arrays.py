@@ -101,7 +101,9 @@ def _has_cuda_packages() -> bool:
 def _may_liveread_device_array(kind: type, value: Any) -> bool:
     if kind.__module__.partition(".")[0] == "torch":
         return bool(getattr(value, "is_cuda", False))
-    return hasattr(kind, "__cuda_array_interface__") or hasattr(kind, "__dlpack_device__")
+    if hasattr(value, "__cuda_array_interface__"):  # of the object: jax's type has it on the CPU too, and refuses there
+        return True
+    return hasattr(kind, "__dlpack_device__") and value.__dlpack_device__()[0] in CUDA_DEVICES
 
 
 def check_alike(first: str, a: Any, second: str, b: Any) -> None:
@@ -123,6 +125,8 @@ def batched(array: Any) -> Any:
 
 
 HOST = -1
+CUDA_DEVICES = (2, 13)
+"""DLPack's numbers of CUDA devices: kDLCUDA and kDLCUDAManaged."""
 
 
 def device_number(array: Any) -> int:

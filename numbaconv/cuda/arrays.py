@@ -17,14 +17,11 @@ from typing import Any
 import numpy as np
 
 from ..arguments import shown
-from ..arrays import dtype_named, name_of
+from ..arrays import CUDA_DEVICES, dtype_named, name_of
 from ..device import DeviceArray, Library
 from ..problem import itemsize
 from .dlpack import read_capsule
 from .driver import driver
-
-_CUDA_DEVICES = (2, 13)  # kDLCUDA, kDLCUDAManaged
-
 
 Reader = Callable[[str, Any], DeviceArray | None]
 
@@ -164,9 +161,11 @@ class _InterfaceLibrary:
         return 0
 
 
-def _interface(name: str, value: Any) -> DeviceArray:
+def _interface(name: str, value: Any) -> DeviceArray | None:
     """An object with the CUDA array interface, version 3 or earlier."""
-    found = value.__cuda_array_interface__
+    found = getattr(value, "__cuda_array_interface__", None)
+    if found is None:
+        return None
     if not {"shape", "typestr", "data"} <= found.keys():
         raise TypeError(
             f"{name} must have shape, typestr and data in its __cuda_array_interface__, got {sorted(found)}: copy it to the host"
@@ -187,7 +186,7 @@ def _interface(name: str, value: Any) -> DeviceArray:
 
 def _dlpack(name: str, value: Any) -> DeviceArray | None:
     """An object that only speaks DLPack; its producer orders its work before the legacy default stream."""
-    if value.__dlpack_device__()[0] not in _CUDA_DEVICES:
+    if value.__dlpack_device__()[0] not in CUDA_DEVICES:
         return None
     capsule = value.__dlpack__(stream=1)
     found, owner = read_capsule(capsule), (value, capsule)

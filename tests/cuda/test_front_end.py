@@ -112,6 +112,26 @@ def test_arrays_that_cannot_be_read(device: Any) -> None:
         numbaconv.conv2d(put(device, X), w, out=out)
 
 
+def test_an_object_of_the_same_type_may_live_on_the_host(device: Any) -> None:
+    """As jax's arrays do, whose one type refuses the interface on the CPU."""
+
+    class Either(Placed):
+        on_the_host = False
+
+        @property
+        def __cuda_array_interface__(self) -> dict[str, Any]:
+            if self.on_the_host:
+                raise AttributeError("not here")
+            return super().__cuda_array_interface__
+
+    placed = put(device, X)
+    x = Either(placed.pointer, placed.shape, placed.strides, placed.dtype, placed)
+    np.testing.assert_array_equal(get(device, numbaconv.conv2d(x, put(device, W), put(device, B))), EXPECTED)
+    x.on_the_host = True
+    with pytest.raises(TypeError, match=r"^input must be a numpy.ndarray, got "):
+        numbaconv.conv2d(x, put(device, W), put(device, B))
+
+
 def test_out_that_overlaps(device: Any) -> None:
     x, w = put(device, X), put(device, W)
     inside = Placed(x.pointer, EXPECTED.shape, EXPECTED.strides, X.dtype, x)
