@@ -88,22 +88,16 @@ def products(dtype: str, tile: Tile) -> Kernel:
 
 
 def _products(dtype: str, sums: str, tile: Tile) -> Any:
-    ROWS, COLUMNS, EACH, THREADS = tile.rows, tile.columns, tile.each, tile.threads
-    MAPPED, GRAD_LANES, CELL_LANES = tile.mapped, tile.grad_lanes, tile.cell_lanes
+    ROWS, COLUMNS, EACH, GRAD_LANES, CELL_LANES = tile.rows, tile.columns, tile.each, tile.grad_lanes, tile.cell_lanes
     SIZE, WIDE = element(dtype).bytes, element(sums).bytes
     LANES = 16 // WIDE  # of one load from shared memory
     ROW_PITCH, COLUMN_PITCH = (ROWS + LANES) * WIDE, (COLUMNS + LANES) * WIDE  # so that 8 cells x 4 rows of a warp's copies meet 32 banks
     ROW_STEP, COLUMN_STEP = DEPTH * ROW_PITCH, DEPTH * COLUMN_PITCH
     ROW_SHARED, COLUMN_SHARED, TABLE = STAGES * ROW_STEP // WIDE, STAGES * COLUMN_STEP // WIDE, ROWS + COLUMNS * 4
-    STEP, ACROSS, RESULTS = THREADS // DEPTH, COLUMNS // EACH, EACH**2
-    GRAD_COPIES, CELL_COPIES = ROWS * DEPTH // (THREADS * GRAD_LANES), COLUMNS * DEPTH // (THREADS * CELL_LANES)
-    SUMS, ZERO = getattr(types, sums), element(sums).zero
-    copy_grad, copy_cells = _copy(dtype, sums, GRAD_LANES), _copy(dtype, sums, CELL_LANES)
+    ACROSS, RESULTS, SUMS, ZERO = COLUMNS // EACH, EACH**2, getattr(types, sums), element(sums).zero
     tabulate, multiply, write = _tabulate(tile), _multiply(sums, tile), _write(sums, tile)
-    BATCH = math.gcd(CELL_COPIES, 4)  # copies whose addresses are worked out together
-    load_row, load_column = ptx.load_shared("int32"), ptx.load_shared("int32", 4)
-    shared_address, opaque = ptx.shared_address, ptx.opaque
-    commit, wait, mapped = ptx.commit_async, ptx.wait_async(STAGES - 2), cuda.jit(device=True, forceinline=True)(source_index)
+    fetch_cells, fetch_grads = _fetch_cells(dtype, sums, tile), _fetch_grads(dtype, sums, tile)
+    shared_address, opaque, commit, wait = ptx.shared_address, ptx.opaque, ptx.commit_async, ptx.wait_async(STAGES - 2)
 
     def kernel(grad, source, workspace, g):  # type: ignore[no-untyped-def]
         row_steps = cuda.shared.array(ROW_SHARED, SUMS, alignment=16)
@@ -113,8 +107,6 @@ def _products(dtype: str, sums: str, tile: Tile) -> Any:
         acc = cuda.local.array(RESULTS, SUMS)
         for i in range(RESULTS):
             acc[i] = ZERO
-        offsets = cuda.local.array(BATCH, int32)
-        inside = cuda.local.array(BATCH, types.boolean)
 
         thread = int32(cuda.threadIdx.x)
         tiles, column_tile = _divide(int32(cuda.blockIdx.x), g.column_tiles)
@@ -152,33 +144,10 @@ def _products(dtype: str, sums: str, tile: Tile) -> Any:
             if step < steps:
                 exists = left > int32(0)
                 left = int32(left - int32(DEPTH))
-                from_d, from_h, from_w = int32(d * g.stride_d), int32(h * g.stride_h), int32(w * g.stride_w)
-                place = int32(int32(int32(from_d * g.cell_d) + int32(from_h * g.cell_h)) + int32(from_w * g.cell_w))
-                image_base = opaque(uint64(source + uint64(uint64(image) * uint64(g.cell_image))))
-                to = uint32(column_lane + uint32(arriving * uint32(COLUMN_STEP)))
-                for first in range(0, CELL_COPIES, BATCH):
-                    for i in range(BATCH):
-                        at = uint32(table_column + uint32((first + i) * STEP * CELL_LANES * 16))
-                        offset, tap_d, tap_h, tap_w = load_column(at)
-                        tap_d, tap_h, tap_w = int32(from_d + tap_d), int32(from_h + tap_h), int32(from_w + tap_w)
-                        if MAPPED:
-                            tap_d = int32(mapped(tap_d, g.in_d, g.mode))
-                            tap_h = int32(mapped(tap_h, g.in_h, g.mode))
-                            tap_w = int32(mapped(tap_w, g.in_w, g.mode))
-                            place = int32(int32(int32(tap_d * g.cell_d) + int32(tap_h * g.cell_h)) + int32(tap_w * g.cell_w))
-                        offsets[i] = int32(offset + place)
-                        there = (uint32(tap_d) < uint32(g.in_d)) & (uint32(tap_h) < uint32(g.in_h)) & (uint32(tap_w) < uint32(g.in_w))
-                        inside[i] = exists & there
-                    for i in range(BATCH):
-                        address = uint64(image_base + uint64(int64(offsets[i]) * int64(SIZE)))
-                        copy_cells(uint32(to + uint32((first + i) * STEP * CELL_LANES * WIDE)), address, inside[i])
-                place = int32(int32(int32(d * g.grad_d) + int32(h * g.grad_h)) + int32(w * g.grad_w))
-                image_base = opaque(uint64(grad + uint64(uint64(image) * uint64(g.grad_image))))
-                to = uint32(row_lane + uint32(arriving * uint32(ROW_STEP)))
-                for i in range(GRAD_COPIES):
-                    offset = int32(place + load_row(uint32(table_row + uint32(i * STEP * GRAD_LANES * 4))))
-                    address = uint64(image_base + uint64(int64(offset) * int64(SIZE)))
-                    copy_grad(uint32(to + uint32(i * STEP * GRAD_LANES * WIDE)), address, exists)
+                at = uint64(source + uint64(uint64(image) * uint64(g.cell_image)))
+                fetch_cells(uint32(column_lane + uint32(arriving * uint32(COLUMN_STEP))), table_column, at, d, h, w, exists, g)
+                at = uint64(grad + uint64(uint64(image) * uint64(g.grad_image)))
+                fetch_grads(uint32(row_lane + uint32(arriving * uint32(ROW_STEP))), table_row, at, d, h, w, exists, g)
                 # The next step's cell: an addition digit by digit, with carries.
                 w, carry = _add(w, g.jump_w, int32(0), g.out_w)
                 h, carry = _add(h, g.jump_h, carry, g.out_h)
@@ -187,10 +156,8 @@ def _products(dtype: str, sums: str, tile: Tile) -> Any:
                 arriving = uint32(0) if arriving == uint32(STAGES - 1) else uint32(arriving + uint32(1))
             commit()
             if step >= int32(STAGES - 1):
-                row_at, column_at = (
-                    uint32(row_own + uint32(used * uint32(ROW_STEP))),
-                    uint32(column_own + uint32(used * uint32(COLUMN_STEP))),
-                )
+                row_at = uint32(row_own + uint32(used * uint32(ROW_STEP)))
+                column_at = uint32(column_own + uint32(used * uint32(COLUMN_STEP)))
                 for _ in range(0, DEPTH, 2):  # two in one turn, so that loads from shared memory overlap products
                     multiply(acc, row_at, column_at)
                     multiply(acc, uint32(row_at + uint32(ROW_PITCH)), uint32(column_at + uint32(COLUMN_PITCH)))
@@ -214,6 +181,57 @@ def _add(digit, jump, carry, size):  # type: ignore[no-untyped-def]
     total = int32(int32(digit + jump) + carry)
     over = total >= size
     return (int32(total - size), int32(1)) if over else (total, int32(0))
+
+
+def _fetch_cells(dtype: str, sums: str, tile: Tile) -> Any:
+    """Start the copies of this thread's input cells of a step: those that the taps of its columns meet from its output cell."""
+    LANES, MAPPED, SIZE, WIDE = tile.cell_lanes, tile.mapped, element(dtype).bytes, element(sums).bytes
+    STEP, COPIES = tile.threads // DEPTH * tile.cell_lanes, tile.columns * DEPTH // (tile.threads * tile.cell_lanes)
+    BATCH = math.gcd(COPIES, 4)  # copies whose addresses are worked out together
+    copy, load, opaque = _copy(dtype, sums, LANES), ptx.load_shared("int32", 4), ptx.opaque
+    mapped = cuda.jit(device=True, forceinline=True)(source_index)
+
+    @cuda.jit(device=True, forceinline=True)
+    def fetch(to, table, image, d, h, w, exists, g):  # type: ignore[no-untyped-def]
+        offsets = cuda.local.array(BATCH, int32)
+        inside = cuda.local.array(BATCH, types.boolean)
+        image = opaque(image)
+        from_d, from_h, from_w = int32(d * g.stride_d), int32(h * g.stride_h), int32(w * g.stride_w)
+        place = int32(int32(int32(from_d * g.cell_d) + int32(from_h * g.cell_h)) + int32(from_w * g.cell_w))
+        for first in range(0, COPIES, BATCH):
+            for i in range(BATCH):
+                offset, tap_d, tap_h, tap_w = load(uint32(table + uint32((first + i) * STEP * 16)))
+                tap_d, tap_h, tap_w = int32(from_d + tap_d), int32(from_h + tap_h), int32(from_w + tap_w)
+                if MAPPED:
+                    tap_d = int32(mapped(tap_d, g.in_d, g.mode))
+                    tap_h = int32(mapped(tap_h, g.in_h, g.mode))
+                    tap_w = int32(mapped(tap_w, g.in_w, g.mode))
+                    place = int32(int32(int32(tap_d * g.cell_d) + int32(tap_h * g.cell_h)) + int32(tap_w * g.cell_w))
+                offsets[i] = int32(offset + place)
+                there = (uint32(tap_d) < uint32(g.in_d)) & (uint32(tap_h) < uint32(g.in_h)) & (uint32(tap_w) < uint32(g.in_w))
+                inside[i] = exists & there
+            for i in range(BATCH):
+                address = uint64(image + uint64(int64(offsets[i]) * int64(SIZE)))
+                copy(uint32(to + uint32((first + i) * STEP * WIDE)), address, inside[i])
+
+    return fetch
+
+
+def _fetch_grads(dtype: str, sums: str, tile: Tile) -> Any:
+    """Start the copies of this thread's output gradients of a step."""
+    SIZE, WIDE, STEP = element(dtype).bytes, element(sums).bytes, tile.threads // DEPTH * tile.grad_lanes
+    COPIES = tile.rows * DEPTH // (tile.threads * tile.grad_lanes)
+    copy, load, opaque = _copy(dtype, sums, tile.grad_lanes), ptx.load_shared("int32"), ptx.opaque
+
+    @cuda.jit(device=True, forceinline=True)
+    def fetch(to, table, image, d, h, w, exists, g):  # type: ignore[no-untyped-def]
+        image = opaque(image)
+        place = int32(int32(int32(d * g.grad_d) + int32(h * g.grad_h)) + int32(w * g.grad_w))
+        for i in range(COPIES):
+            offset = int32(place + load(uint32(table + uint32(i * STEP * 4))))
+            copy(uint32(to + uint32(i * STEP * WIDE)), uint64(image + uint64(int64(offset) * int64(SIZE))), exists)
+
+    return fetch
 
 
 def _tabulate(tile: Tile) -> Any:
