@@ -83,7 +83,7 @@ class Form:
     def blocks(self) -> int:
         """On one multiprocessor: those for which about as many registers are left as a thread's values need."""
         taps, results = (n * self.lanes * self.outputs for n in (self.kernel[0] * self.kernel[1], self.rows * self.columns))
-        needed = (taps + results + 2 * self.values) * (2 if self.dtype == "float64" else 1) + 44
+        needed = (taps * 5 // 4 + results + 2 * self.values) * (2 if self.dtype == "float64" else 1) + 28
         return max(1, min(12, REGISTERS // (THREADS * -(-needed // 8) * 8)))
 
 
