@@ -95,8 +95,8 @@ def form_of(p: Problem, lanes: int = 1, by_channel: bool = False, vector: int = 
     if lanes > 1:
         most, columns = 4, 2
     else:
-        columns = max(1 if outputs == 1 else 2, min(vector, 4)) if kh > 1 else 4
-        most = min(8 if kh * kw * columns <= 64 else 4, MOST_RESULTS // (columns * outputs))
+        columns = max(2 if by_channel or outputs > 1 else 1, min(vector, 4)) if kh > 1 else 4
+        most = min(8 if by_channel or kh * kw * columns <= 64 else 4, MOST_RESULTS // (columns * outputs))
     height = p.result_size[1] + _firsts(p)[0]
     rows = -(-height // -(-height // most))
     if transposed:  # whole steps of the stride
