@@ -278,11 +278,12 @@ class FilterWeightSetup:
     @property
     def workspace(self) -> int:
         p = self.problem
-        own = self._most_chunks(self._blocks(1)) * math.prod(p.weight_shape) * itemsize(element(p.dtype).accumulator)
+        blocks = self._blocks(CHANNELS if p.in_per_group == p.out_per_group == 1 else 1)
+        own = self._most_chunks(blocks) * math.prod(p.weight_shape) * itemsize(element(p.dtype).accumulator)
         return own if p.in_per_group == 1 else max(own, self._gemm.workspace)
 
     def _blocks(self, width: int) -> int:
-        """Blocks that differ in their results, at least; ``width`` is that of groups."""
+        """Blocks that differ in their results; ``width`` is how many groups of one channel each of them has."""
         p = self.problem
         outputs = 1 if width > 1 else form_of(p).outputs
         return -(-p.out_channels // (outputs * width)) * -(-p.in_per_group // sources_of(p)) * p.kernel[0]
@@ -324,7 +325,7 @@ class FilterWeightSetup:
         form, sources = self.form(source, grad_shape, grad, aligned), sources_of(p)
         width = CHANNELS if form.by_channel else 1
         slots, each = THREADS // (width * sources), _columns(p, form)
-        blocks = -(-p.out_channels // (form.outputs * width)) * -(-p.in_per_group // sources) * p.kernel[0]
+        blocks = self._blocks(width)
         chunks = max(1, min(self._most_chunks(blocks), -(-batch * each // (slots * LEAST_COLUMNS))))
         chunk = max(1, -(-batch * each // (chunks * slots))) * slots
         chunks = max(1, -(-batch * each // chunk))
