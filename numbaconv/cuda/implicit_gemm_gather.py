@@ -5,8 +5,7 @@ A quad is four channels of one tap, or fewer where the channels end: what is gat
 
 from __future__ import annotations
 
-import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from numba import cuda
 from numba.cuda import float32, int32, int64, types, uint32, uint64
@@ -61,13 +60,13 @@ class Geometry(NamedTuple):
 
 GEOMETRY = types.NamedTuple((types.int32,) * 26 + (types.int64,) * 10, Geometry)
 
-_load, _load4, _store = ptx.load("float32"), ptx.load("float32", 4), ptx.store("float32")
+_load, _store = ptx.load("float32"), ptx.store("float32")
 _load_numbers, _load_address = ptx.load_shared("int32", 4), ptx.load_shared("int64")
 _put_numbers, _put_address = ptx.store_shared("int32", 4), ptx.store_shared("int64")
 _source_index = cuda.jit(device=True)(padding.source_index)
 
-PLACE_BYTES = 32
-"""Of shared memory, in which a thread describes the cell that it gathers: it is seldom needed, and registers are scarce."""
+PLACE_BYTES = 48
+"""Of shared memory, in which a thread keeps its cell and the tap that it is at: they are seldom needed, and registers are scarce."""
 
 
 @cuda.jit(device=True)
@@ -84,7 +83,8 @@ def place_of(cell, g):  # type: ignore[no-untyped-def]
 def put_cell(cell, place, offset, chosen, source, group, g):  # type: ignore[no-untyped-def]
     """Describe the cell with this number in shared memory: at ``place`` for who gathers it, at ``offset`` for who writes its results.
 
-    place : the padded position that the first tap meets, whether there is a cell at all, and the address of its image and group
+    place : the padded position that the first tap meets, and whether there is a cell at all; the tap before the first one; the address of
+        the cell's image and group
     offset : of its results, in bytes, or NOWHERE; put there by the chosen one of the threads that gather it
     """
     image, d, h, w = place_of(cell, g)
@@ -94,8 +94,9 @@ def put_cell(cell, place, offset, chosen, source, group, g):  # type: ignore[no-
         _put_address(offset, int64(at * 4) if exists else int64(NOWHERE))
     first = int32(d * g.step_d + g.shift_d), int32(h * g.step_h + g.shift_h), int32(w * g.step_w + g.shift_w)
     _put_numbers(place, (first[0], first[1], first[2], int32(exists)))
+    _put_numbers(uint32(place + uint32(16)), (int32(0), int32(0), int32(-1), int32(0)))
     _put_address(
-        uint32(place + uint32(16)),
+        uint32(place + uint32(32)),
         int64(source) + (int64(image) * g.source_image + int64(group) * int64(g.channels) * g.source_channel) * 4,
     )
 
@@ -112,20 +113,20 @@ def _source_offset(d, h, w, g):  # type: ignore[no-untyped-def]
 @cuda.jit(device=True)
 def first_quad(member, team, g):  # type: ignore[no-untyped-def]
     """The walk of a thread through taps and channels, before its first step."""
-    channel = int32(int32((member - team) * int32(QUAD)) + g.padded_channels)
-    return channel, int32(0), int32(0), int32(-1), int64(0), int32(0)
+    return int32(int32((member - team) * int32(QUAD)) + g.padded_channels), int64(0), int32(0)
 
 
 @cuda.jit(device=True)
 def next_quad(walk, team, place, g):  # type: ignore[no-untyped-def]
-    """A step of the walk: channel and tap, the quad's address, and the channels from which on it is nothing but zeros.
+    """A step of the walk: the quad's channel and address, and the channel from which on this tap has nothing but zeros.
 
     place : where ``put_cell`` has described the cell
     """
-    channel, tap_d, tap_h, tap_w, address, taken = walk
+    channel, address, end = walk
     stride = int64(g.source_channel * 4)
     channel, address = int32(channel + team * int32(QUAD)), int64(address + stride * int64(team * int32(QUAD)))
     if channel >= g.padded_channels:
+        tap_d, tap_h, tap_w, _ = _load_numbers(uint32(place + uint32(16)))
         while channel >= g.padded_channels:
             channel = int32(channel - g.padded_channels)
             tap_w = int32(tap_w + 1)
@@ -135,37 +136,13 @@ def next_quad(walk, team, place, g):  # type: ignore[no-untyped-def]
                 if tap_h == g.taps_h:
                     tap_h = int32(0)
                     tap_d = int32(tap_d + 1)
+        _put_numbers(uint32(place + uint32(16)), (tap_d, tap_h, tap_w, int32(0)))
         d, h, w, exists = _load_numbers(place)
         z, y, x = int32(d + tap_d * g.spacing_d), int32(h + tap_h * g.spacing_h), int32(w + tap_w * g.spacing_w)
         offset, inside = _source_offset(z, y, x, g)
-        taken = int32(g.channels if exists != int32(0) and inside and tap_d < g.taps_d else 0)
-        address = int64(_load_address(uint32(place + uint32(16))) + offset * 4 + stride * int64(channel))
-    return channel, tap_d, tap_h, tap_w, address, taken
-
-
-@functools.cache
-def load_quads(count: int) -> Any:
-    """``load(walk, team, place, g)``: so many steps of a walk with channels last; the walk then, and the values as one tuple."""
-
-    @cuda.jit(device=True)
-    def load(walk, team, place, g):  # type: ignore[no-untyped-def]
-        walk = next_quad(walk, team, place, g)
-        values = (float32(0), float32(0), float32(0), float32(0))
-        if walk[0] < walk[5]:
-            values = _load4(uint64(walk[4]))
-        return walk, values
-
-    if count == 1:
-        return load
-    rest = load_quads(count - 1)
-
-    @cuda.jit(device=True)
-    def load_all(walk, team, place, g):  # type: ignore[no-untyped-def]
-        walk, values = load(walk, team, place, g)
-        walk, more = rest(walk, team, place, g)
-        return walk, values + more
-
-    return load_all
+        end = int32(g.channels if exists != int32(0) and inside and tap_d < g.taps_d else 0)
+        address = int64(_load_address(uint32(place + uint32(32))) + offset * 4 + stride * int64(channel))
+    return channel, address, end
 
 
 @cuda.jit(device=True)

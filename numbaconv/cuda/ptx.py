@@ -171,13 +171,15 @@ def opaque(typing, address):  # type: ignore[no-untyped-def]
 
 # ---- asynchronous copies from global to shared memory (sm_80 and later) -----------------------------------------------------
 @functools.cache
-def copy_async(size: int) -> Any:
+def copy_async(size: int, again: bool = False) -> Any:
     """``copy_async(size)(shared, address, taken)``: copy ``size`` bytes (4, 8 or 16, both addresses multiples of it).
+
+    again : 16 bytes that are soon read again stay in the first-level cache, as fewer do anyway.
 
     ``taken`` is ``size`` or 0; with 0 nothing is read and zeros are written.  Visible to this thread after :func:`wait_async`, to the
     block's others after a barrier behind that.
     """
-    cache = "cg" if size == 16 else "ca"
+    cache = "cg" if size == 16 and not again else "ca"
 
     @intrinsic
     def copy(typing, shared, address, taken):  # type: ignore[no-untyped-def]
@@ -211,6 +213,21 @@ commit_async = _statement("cp.async.commit_group;")
 def wait_async(pending: int) -> Any:
     """``wait_async(pending)()`` waits until at most ``pending`` of this thread's newest groups are under way."""
     return _statement(f"cp.async.wait_group {pending};")
+
+
+def _special(register: str) -> Any:
+    @intrinsic
+    def read(typing):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            return _asm(builder, _I32, [], f"mov.u32 $0, {register};", "=r", effect=True)
+
+        return types.int32(), generate
+
+    return read
+
+
+thread_anew, block_anew = _special("%tid.x"), _special("%ctaid.x")
+"""threadIdx.x and blockIdx.x, read once more: what is computed from them after a long loop takes no registers during it."""
 
 
 # ---- arithmetic ------------------------------------------------------------------------------------------------------

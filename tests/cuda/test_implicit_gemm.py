@@ -215,10 +215,10 @@ def test_machine_code(tile: Tile, last: bool, transposed: bool, architecture: st
     products = 8 * 4 * tile.quads * tile.depth
     assert products <= code.fused_multiply_adds <= products + 32
     loads = tile.depth * (2 + tile.quads)
-    assert loads <= code.count("LDS", "128") <= loads + 4  # those of the cell's place, where the tap changes
+    assert loads <= code.count("LDS", "128") <= loads + 12  # of the cell's place, where the tap changes, and of what is transposed
     assert code.count("LDGSTS", "128") >= 1
     assert code.count("BAR") == 1
     if last:
-        assert code.count("LDG", "128") >= 1 and code.count("STS", "32") == 0
+        assert code.count("LDGSTS", "128") >= 2 and code.count("LDGSTS") == code.count("LDGSTS", "128")
     else:
         assert code.count("LDGSTS") >= 5
