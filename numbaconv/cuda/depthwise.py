@@ -159,6 +159,7 @@ class FilterSetup(Launched):
     def launches(self, source: DeviceArray, result: DeviceArray) -> list[Launch]:
         p = self.problem
         form = self.form(source, result, source.pointer % 16 == 0 and result.pointer % 16 == 0)
+        form = replace(form, far=march.far((source.shape, source.strides), (result.shape, result.strides)))
         function = driver().function(k.kernel(form), source.device)
         grid = (-(-threads_of(p, form) // march.THREADS), min(source.shape[0], MOST_ROWS), 1)
         call = Call(function, grid, 4, numbers([geometry(p, form, source.shape[0], source.strides, result.strides)]))

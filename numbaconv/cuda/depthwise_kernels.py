@@ -28,11 +28,12 @@ from .launch import Kernel
 _AXES = ("d", "h", "w")
 _COUNTS = (
     "batch", "mode", "has_bias", "sources", "results", "kernel_d", "stride_d", "dilation_d",
-    *(f"{name}_{axis}" for name in ("source", "result", "pad") for axis in _AXES), "first_h", "first_w", "from_h", "from_w", "to_h", "to_w",
+    *(f"{name}_{axis}" for name in ("source", "result", "pad") for axis in _AXES), "first_h", "first_w",
 )  # fmt: skip
+_PITCHES = ("from_h", "from_w", "to_h", "to_w")
 _UNSIGNED = ("threads", "size_0", "size_1", "size_2", "magic_0", "magic_1", "magic_2", "shift_0", "shift_1", "shift_2")
 _LONG = ("taps_pitch", *(f"{name}_{axis}" for name in ("from", "to") for axis in ("n", "c", "d")))
-Geometry: Any = named("Geometry", _COUNTS + _UNSIGNED + _LONG)
+Geometry: Any = named("Geometry", _COUNTS + _PITCHES + _UNSIGNED + _LONG)
 """Numbers of the kernel.
 
 threads : of one image; size_*, magic_*, shift_* : the digits of a thread's number, see :func:`depthwise_march.divisor`
@@ -40,13 +41,18 @@ first_h, first_w : results before the first that a thread's column starts with, 
 sources, results : channels of a group
 taps_pitch : elements between two taps of the packed weight (source channel, taps, result channels); from_*, to_* : bytes between cells
 """
-GEOMETRY = types.NamedTuple((int32,) * len(_COUNTS) + (uint32,) * len(_UNSIGNED) + (int64,) * len(_LONG), Geometry)
+
+
+def _geometry_type(far: bool) -> Any:
+    kinds = (int32,) * len(_COUNTS) + (int64 if far else int32,) * len(_PITCHES) + (uint32,) * len(_UNSIGNED) + (int64,) * len(_LONG)
+    return types.NamedTuple(kinds, Geometry)
 
 
 @functools.cache
 def kernel(form: Form) -> Kernel:
     """``(source, packed weight, bias, result, geometry)``: grid (threads of an image / THREADS, images)."""
-    return Kernel(form.name, _convolve(form), (uint64, uint64, uint64, uint64, GEOMETRY), THREADS, form.blocks)
+    signature = (uint64, uint64, uint64, uint64, _geometry_type(form.far))
+    return Kernel(form.name, _convolve(form), signature, THREADS, form.blocks)
 
 
 def _convolve(form: Form) -> Any:

@@ -7,6 +7,7 @@ whatever it meets, and goes to the next: into its results, or, for a gradient of
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ THREADS = 128
 UNROLLED = 250
 """Multiply-adds in one loop over rows: the compiler unrolls so many, and keeps the sums of longer loops in memory."""
 REGISTERS = 65536
+FAR = 2**31
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Form:
     mapped : whether padded cells read the source (a padding mode other than zeros)
     grouped : whether a group has more than one source channel and one result channel
     ragged : whether the last threads along h have fewer rows, which a weight gradient must not multiply
+    far : whether two cells next to each other along h or w are FAR bytes apart, or more
     """
 
     dtype: str
@@ -56,10 +59,11 @@ class Form:
     grouped: bool = False
     sums_taps: bool = False
     ragged: bool = False
+    far: bool = False
 
     @property
     def name(self) -> str:
-        flags = (self.transposed, self.by_channel, self.stores, self.mapped, self.grouped, self.sums_taps, self.ragged)
+        flags = (self.transposed, self.by_channel, self.stores, self.mapped, self.grouped, self.sums_taps, self.ragged, self.far)
         sizes = "_".join(f"{a}x{b}" for a, b in (self.kernel, self.stride, self.dilation, (self.rows, self.columns)))
         numbers = "_".join(map(str, (self.lanes, self.outputs, self.vector, self.shift)))
         return f"depthwise_{self.dtype}_{sizes}_{numbers}_{''.join('01'[flag] for flag in flags)}"
@@ -85,6 +89,11 @@ class Form:
         taps, results = (n * self.lanes * self.outputs for n in (self.kernel[0] * self.kernel[1], self.rows * self.columns))
         needed = (taps * 5 // 4 + results + 2 * self.values) * (2 if self.dtype == "float64" else 1) + 28
         return max(1, min(12, REGISTERS // (THREADS * -(-needed // 8) * 8)))
+
+
+def far(*arrays: tuple[Sequence[int], Sequence[int]]) -> bool:
+    """Whether steps along h or w of arrays, as (shape, strides in bytes), do not fit 32 bits."""
+    return any(n > 1 and abs(step) >= FAR for shape, strides in arrays for n, step in zip(shape[3:], strides[3:]))
 
 
 def divisor(size: int) -> tuple[int, int]:

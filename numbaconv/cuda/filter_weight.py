@@ -28,7 +28,7 @@ from ..problem import Problem, itemsize
 from . import depthwise, ptx
 from . import weight_kernels as gemm
 from .arrays import empty
-from .depthwise_march import THREADS, Form, divide, divisor, load_lanes, march_of
+from .depthwise_march import THREADS, Form, divide, divisor, far, load_lanes, march_of
 from .driver import Call, driver
 from .elements import element
 from .geometry import mode_of, named, numbers, too_long
@@ -52,18 +52,22 @@ _AXES = ("d", "h", "w")
 _COUNTS = (
     "groups", "sources", "results", "mode", "kernel_d", "chunk", "per_image", "size_w", "size_h",
     *(f"{name}_{axis}" for name in ("source", "out", "pad") for axis in _AXES), "stride_d", "dilation_d",
-    "from_h", "from_w", "grad_h", "grad_w",
 )  # fmt: skip
+_PITCHES = ("from_h", "from_w", "grad_h", "grad_w")
 _UNSIGNED = ("magic_w", "magic_h", "shift_w", "shift_h")
 _LONG = ("columns", *(f"{name}_{axis}" for name in ("from", "grad") for axis in ("n", "c", "d")))
-Geometry: Any = named("Geometry", _COUNTS + _UNSIGNED + _LONG)
+Geometry: Any = named("Geometry", _COUNTS + _PITCHES + _UNSIGNED + _LONG)
 """Numbers of the kernel.
 
 sources, results : channels of a group
 chunk, per_image, columns : threads' columns of a chunk, of a channel of one image, and of all images
 size_*, magic_*, shift_* : columns along w, and along h, as divisors; from_*, grad_* : bytes between cells of the input and of the gradient
 """
-GEOMETRY = types.NamedTuple((int32,) * len(_COUNTS) + (uint32,) * len(_UNSIGNED) + (int64,) * len(_LONG), Geometry)
+
+
+def _geometry_type(far: bool) -> Any:
+    kinds = (int32,) * len(_COUNTS) + (int64 if far else int32,) * len(_PITCHES) + (uint32,) * len(_UNSIGNED) + (int64,) * len(_LONG)
+    return types.NamedTuple(kinds, Geometry)
 
 
 @functools.cache
@@ -72,7 +76,8 @@ def kernel(form: Form, sources: int) -> Kernel:
 
     sources : input channels of a block, a power of two
     """
-    return Kernel(f"{form.name}_{sources}", _sum_taps(form, sources), (uint64, uint64, uint64, GEOMETRY), THREADS, form.blocks)
+    signature = (uint64, uint64, uint64, _geometry_type(form.far))
+    return Kernel(f"{form.name}_{sources}", _sum_taps(form, sources), signature, THREADS, form.blocks)
 
 
 def _sum_taps(form: Form, sources: int) -> Any:
@@ -323,6 +328,7 @@ class FilterWeightSetup:
     ) -> tuple[int, Call, Call]:
         p, batch = self.problem, source.shape[0]
         form, sources = self.form(source, grad_shape, grad, aligned), sources_of(p)
+        form = replace(form, far=far((source.shape, source.strides), (grad_shape, grad)))
         width = CHANNELS if form.by_channel else 1
         slots, each = THREADS // (width * sources), _columns(p, form)
         blocks = self._blocks(width)

@@ -95,6 +95,15 @@ def test_same_bits_in_any_layout_and_order_of_warps(text: str, device: Any, monk
             assert np.ascontiguousarray(run(device, p, arrays, arrange)).tobytes() == expected.tobytes()
 
 
+def test_steps_of_two_gigabytes(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels whose steps along h and w are 64-bit, on arrays that fit here."""
+    monkeypatch.setattr(depthwise_march, "FAR", 1)
+    p = Problem.parse(dw("fwd", (9, 12), (3, 3), 2, p=1, b=1))
+    arrays = integer_arrays(p)
+    for arrange in (np.asarray, channels_last):
+        assert_same(np.ascontiguousarray(run(device, p, arrays, arrange)), reference.convolve(p, *arrays))
+
+
 @pytest.mark.parametrize("value", [np.inf, np.nan])
 @pytest.mark.parametrize(
     "text",

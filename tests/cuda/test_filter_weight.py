@@ -70,6 +70,13 @@ def test_exact(problem: Problem, arrange: Any, device: Any) -> None:
     assert_same(run(device, problem, x, g, arrange), reference.weight_grad(problem, x, g))
 
 
+def test_steps_of_two_gigabytes(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels whose steps along h and w are 64-bit, on arrays that fit here."""
+    monkeypatch.setattr(depthwise_march, "FAR", 1)
+    x, g = arrays_of(PROBLEMS[0])
+    assert_same(run(device, PROBLEMS[0], x, g, np.asarray), reference.weight_grad(PROBLEMS[0], x, g))
+
+
 @pytest.mark.parametrize("arrange", [np.asarray, channels_last], ids=["contiguous", "channels-last"])
 def test_workspace_is_as_stated(arrange: Any, device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also for a batch that fills the device, whatever the layout."""
