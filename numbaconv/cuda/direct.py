@@ -36,6 +36,7 @@ CELL_SECONDS, TAP_SECONDS = 8e-12, 1.4e-12
 PRODUCTS_PER_SECOND = {"float64": 4.2e12, "complex64": 2e12, "complex128": 0.8e12, "int32": 4e12, "int64": 1e12}
 FLOAT_PRODUCTS_PER_SECOND = 8.6e12
 ONE_CELL = 0.6  # of these rates, where a thread has one cell
+STRIDED = 0.5  # and where a gradient has a stride
 LAUNCH_SECONDS = 4e-6
 
 
@@ -236,9 +237,11 @@ class DirectSetup(Launched):
     def seconds(self) -> float:
         """Estimated, of one image."""
         p = self.problem
-        cells, met = math.prod(p.result_size) * p.groups * self._padded // self._block, math.prod(p.stride) if p.transposed else 1
+        cells = math.prod(p.result_size) * p.groups * self._padded // self._block
         rate = PRODUCTS_PER_SECOND.get(element(p.dtype).accumulator, FLOAT_PRODUCTS_PER_SECOND) * (1 if self._columns > 1 else ONE_CELL)
-        products = cells * self._block * (p.source_channels // p.groups) * p.taps / met
+        products = float(cells * self._block * (p.source_channels // p.groups) * p.taps)
+        if p.transposed and p.stride != (1, 1, 1):  # neighbouring threads meet different taps, and wait for each other
+            products, rate = products / (p.stride[0] * p.stride[1]), rate * STRIDED
         return LAUNCH_SECONDS + cells * (CELL_SECONDS + p.taps * TAP_SECONDS) + products / rate
 
     @functools.cached_property
