@@ -28,7 +28,7 @@ LAYERS = """
     cpu/copies cpu/winograd_transforms
     cpu/depthwise_kernel cpu/fft_kernel cpu/filter_kernel
     cpu/pack cpu/pack_weight cpu/rows cpu/weight_tiles cpu/winograd_products cpu/winograd_tables cpu/winograd_weight
-    cpu/depthwise_tasks cpu/direct_weight cpu/fft_layout cpu/filter_layout cpu/weight_kernels cpu/winograd_kernels
+    cpu/depthwise_tasks cpu/direct_weight cpu/gemm_worker cpu/fft_layout cpu/filter_layout cpu/weight_kernels cpu/winograd_kernels
     cpu/weight_blocking
     cpu/weight_grad
     cpu/direct cpu/fft_tasks cpu/gemm_shape cpu/filter_tasks

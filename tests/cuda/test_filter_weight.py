@@ -117,7 +117,7 @@ def test_choice() -> None:
 
 
 @pytest.mark.skipif(bool(packages.missing("nvdisasm", "cuobjdump")), reason="the disassemblers are not installed")
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a", "sm_120"])
+@pytest.mark.parametrize("architecture", sass.ARCHITECTURES)
 @pytest.mark.parametrize(
     "problem, products",
     [(dw((56, 56), (3, 3), 8, p=1), 8 * 4 * 9), (wgrad((64, 64, 64), (3, 3, 3), ic=16, oc=16, p=1), 4 * 4 * 4 * 9)],
