@@ -87,8 +87,11 @@ class Winograd:
     def supports(self, problem: Problem) -> str | None:
         p = problem
         sums = ELEMENTS[p.dtype].accumulator
-        if sums.kind != "f" or target().lanes(sums.name) < 4:
-            return f"it computes with floating-point numbers in vectors of at least 4, not {p.dtype}"
+        if sums.kind != "f":
+            return f"it computes with floating-point numbers, not {p.dtype}"
+        if target().lanes(sums.name) < 8:
+            # With vectors of four (float64 by AVX2) results are wrong for channel counts of 3 modulo 4; why has not been found yet.
+            return f"it computes with vectors of at least 8, not {target().lanes(sums.name)} of {sums.name}"
         if p.dtype == "float16" and not target().float16:
             return "the processor does not convert float16"
         if config.DISABLE_JIT:

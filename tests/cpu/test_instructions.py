@@ -62,3 +62,21 @@ def test_neon_keeps_the_tile_in_registers(python, dtype: str, lanes: int) -> Non
     if loop.strip() == "absent":
         pytest.skip("llvmlite does not compile for aarch64 here")
     assert loop.split() == ["True", "0"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_results_without_avx512(dtype: str, python, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """What auto takes is right for every remainder of the channels modulo a vector."""
+    if not {"avx2", "fma", "f16c"} <= host_features():
+        pytest.skip("this processor lacks AVX2")
+    worst = python(f"""
+        import numpy as np, numbaconv
+        rng, worst = np.random.default_rng(0), 0.0
+        for channels in (19, 32, 33, 46):
+            x = rng.standard_normal((1, channels, 28, 29)).astype({dtype!r})
+            w = rng.standard_normal((17, channels, 3, 3)).astype({dtype!r})
+            exact = numbaconv.conv2d(x, w, padding=1, precision="ieee")
+            worst = max(worst, float(abs(numbaconv.conv2d(x, w, padding=1) - exact).max()))
+        print(worst / np.finfo({dtype!r}).eps)
+    """, NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES=AVX2, NUMBA_CACHE_DIR=str(tmp_path), PYTHONWARNINGS="ignore")  # fmt: skip
+    assert float(worst) < 2000
