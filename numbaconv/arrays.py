@@ -77,7 +77,7 @@ def read_device_array(name: str, value: Any) -> DeviceArray | None:
     kind = type(value)
     read = _readers.get(kind)
     if read is None:
-        if isinstance(value, np.generic | np.ndarray) or not _may_liveread_device_array(kind, value):
+        if isinstance(value, np.generic | np.ndarray) or not _may_live_on_a_device(kind, value):
             return None
         if not _has_cuda_packages():
             raise TypeError(
@@ -98,7 +98,7 @@ def _has_cuda_packages() -> bool:
     return importlib.util.find_spec("numba_cuda") is not None
 
 
-def _may_liveread_device_array(kind: type, value: Any) -> bool:
+def _may_live_on_a_device(kind: type, value: Any) -> bool:
     if kind.__module__.partition(".")[0] == "torch":
         return bool(getattr(value, "is_cuda", False))
     if hasattr(value, "__cuda_array_interface__"):  # of the object: jax's type has it on the CPU too, and refuses there

@@ -26,7 +26,7 @@ MOST_RESULTS = 64  # of a thread
 RESIDENT = 64  # registers for the taps of neighbouring channels
 SHARED_TAPS = 48  # and for those of result channels that share source cells
 
-# The cost model: rates of one H100.
+# The cost model: rates as estimated for Hopper; not refitted to a measurement.
 BYTES_PER_SECOND = 2.5e12
 INSTRUCTIONS_PER_SECOND = 2e13  # of a thread
 LAUNCH_SECONDS = 4e-6

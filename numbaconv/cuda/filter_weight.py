@@ -42,7 +42,7 @@ PARTS = 16  # sums of a result's threads before the last
 BLOCKS = 132 * 12  # of all channels, about
 LEAST_COLUMNS = 2  # of a thread
 
-# The cost model: rates of one H100, of memory and of the second-level cache.
+# The cost model: rates as estimated for Hopper, of memory and of the second-level cache; not refitted to a measurement.
 BYTES_PER_SECOND = 2e12
 CACHE_BYTES_PER_SECOND = 4e12
 INSTRUCTIONS_PER_SECOND = 2e13  # of a thread

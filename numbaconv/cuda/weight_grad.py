@@ -26,7 +26,7 @@ LEAST_CHUNK = 256  # cells
 WAVES = 2  # of blocks, at most
 BATCH = 32  # of which the cost of one image is a part: the sum is cut so that many images fill the device
 
-# The cost model: lanes of multiply-adds a second and threads at once of one H100; instructions of a thread for one cell, beside its
+# The cost model, estimated for Hopper: lanes of multiply-adds a second and threads at once; instructions of a thread for a cell, beside its
 # multiply-adds, and for one copy; bytes a second of the chunks' results, written and read.
 LANES_PER_SECOND = 2.8e13
 THREADS_AT_ONCE = 132 * 512
