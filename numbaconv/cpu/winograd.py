@@ -60,7 +60,7 @@ FEWEST_CHANNELS = 16
 FEWEST_RESULTS = 50
 
 PICKS = target().vector_bytes == 64
-"""Whether segments may be shorter than they can be: see ``Vectors.pick``."""
+"""Whether segments may be shorter than whole: see ``Vectors.pick``."""
 
 CELL_BYTES = 1_200_000
 """Transformed cells of a task that stay in the second-level cache."""
@@ -89,9 +89,8 @@ class Winograd:
         sums = ELEMENTS[p.dtype].accumulator
         if sums.kind != "f":
             return f"it computes with floating-point numbers, not {p.dtype}"
-        if target().lanes(sums.name) < 8:
-            # With vectors of four (float64 by AVX2) results are wrong for channel counts of 3 modulo 4; why has not been found yet.
-            return f"it computes with vectors of at least 8, not {target().lanes(sums.name)} of {sums.name}"
+        if target().lanes(sums.name) < 4:
+            return f"it computes with vectors of at least 4, not {target().lanes(sums.name)} of {sums.name}"
         if p.dtype == "float16" and not target().float16:
             return "the processor does not convert float16"
         if config.DISABLE_JIT:
@@ -216,7 +215,13 @@ class WinogradSetup:
     def _tiles(self) -> tuple[int, int, int]:
         """Of one image: stacks of tiles, tiles of a stack, and tiles across."""
         high, down, across = (-(-n // factor.outputs) for n, factor in zip(self.problem.result_size, self.factors))
+        across = self._whole_segments(across, self.factors[2])
         return (high * down * across, 1, across) if self.factors[0] == IDENTITY else (down * across, high, across)
+
+    def _whole_segments(self, across: int, factor: Factor) -> int:
+        """Tiles of a row, with those that fill its last segment where segments cannot be shorter."""
+        each = 1 if PICKS else self.lanes // factor.outputs
+        return -(-across // each) * each
 
     def _depths(self, stacks: int, high: int) -> int:
         """Tiles of a stack that a task takes, of ``high``."""
@@ -260,9 +265,9 @@ class WinogradSetup:
         lines apart, they share no cache sets.
         """
         if 4 * self.channels < self.products:
-            row = (self.products * width // tables.GAP | 1) * tables.GAP
+            row = tables.odd_lines(self.products * width)
             return width, row, self.channels * row
-        step = (self.channels * width // tables.GAP | 1) * tables.GAP
+        step = tables.odd_lines(self.channels * width)
         return step, width, self.products * step
 
     @cached_property
@@ -325,9 +330,7 @@ class WinogradSetup:
             g[k.TILES + i] = -(-line.size // factor.outputs)
         if factors[0] == IDENTITY:
             g[k.TILES] = 1
-        if not PICKS:
-            each = self.lanes // factors[2].outputs
-            g[k.TILES + 2] = -(-int(g[k.TILES + 2]) // each) * each
+        g[k.TILES + 2] = self._whole_segments(int(g[k.TILES + 2]), factors[2])
         g[k.SOURCE_IMAGE], g[k.SOURCE_CHANNEL], g[k.RESULT_IMAGE], g[k.RESULT_CHANNEL] = *source.strides[:2], *result.strides[:2]
         g[k.GATHERED], g[k.SCATTERED] = lines[2].source_stride != 1, lines[2].result_stride != 1
         g[k.STACKS] = g[k.TILES + 1] * g[k.TILES + 2] * len(source) * (lines[0].size if factors[0] == IDENTITY else 1)

@@ -28,6 +28,11 @@ find_source = kernel()(source_index)
 _cell_lane = kernel()(cell_lane)
 
 
+def odd_lines(elements: int) -> int:
+    """At least so many elements: an odd number of times GAP."""
+    return (-(-elements // GAP) | 1) * GAP
+
+
 class Task(NamedTuple):
     """A block of tiles, some tiles deep, of one group of channels, in so many groups of lanes."""
 

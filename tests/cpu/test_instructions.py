@@ -66,17 +66,17 @@ def test_neon_keeps_the_tile_in_registers(python, dtype: str, lanes: int) -> Non
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_results_without_avx512(dtype: str, python, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    """What auto takes is right for every remainder of the channels modulo a vector."""
+    """Vectors of 8 and of 4: one of tiles or more, for every remainder of the channels."""
     if not {"avx2", "fma", "f16c"} <= host_features():
         pytest.skip("this processor lacks AVX2")
     worst = python(f"""
         import numpy as np, numbaconv
         rng, worst = np.random.default_rng(0), 0.0
-        for channels in (19, 32, 33, 46):
-            x = rng.standard_normal((1, channels, 28, 29)).astype({dtype!r})
+        for channels, size in ((16, (12, 12)), (17, (28, 29)), (19, (28, 29)), (19, (8, 9)), (46, (28, 29))):
+            x = rng.standard_normal((1, channels, *size)).astype({dtype!r})
             w = rng.standard_normal((17, channels, 3, 3)).astype({dtype!r})
             exact = numbaconv.conv2d(x, w, padding=1, precision="ieee")
-            worst = max(worst, float(abs(numbaconv.conv2d(x, w, padding=1) - exact).max()))
+            worst = max(worst, float(abs(numbaconv.conv2d(x, w, padding=1, algorithm="winograd") - exact).max()))
         print(worst / np.finfo({dtype!r}).eps)
     """, NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES=AVX2, NUMBA_CACHE_DIR=str(tmp_path), PYTHONWARNINGS="ignore")  # fmt: skip
     assert float(worst) < 2000

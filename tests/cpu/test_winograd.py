@@ -100,6 +100,24 @@ def test_writes_the_result_alone(text: str) -> None:
     assert buffer.tobytes() == untouched.tobytes(), "cells around out were written"
 
 
+@pytest.mark.parametrize("size, t", [((16, 20), "f64"), ((8, 9), "f64"), ((12, 20), "f32")])
+def test_channels_of_every_remainder(size: tuple[int, ...], t: str) -> None:
+    """One to three vectors of tiles a task, of whatever width: transformed cells of one product must not reach into the next one's."""
+    for channels in range(16, 24):
+        check_rounding(Problem.parse(case("fwd", size, (3, 3), ic=channels, oc=16, p=1, t=t)), "winograd")
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (3, 3, 3)])
+def test_transformed_cells_lie_apart(kernel: tuple[int, ...]) -> None:
+    for channels in range(16, 80):
+        p = Problem.parse(case("fwd", (12,) * len(kernel), kernel, ic=channels, oc=16, p=1))
+        setup = WinogradSetup(p, axis_factors(p, "transform"))
+        for width in range(2, 50, 2):  # any number of lanes, in vectors of any width
+            step, row, size = setup._cells(width)
+            inner, outer = sorted([(step, setup.products), (row, channels)])
+            assert inner[0] >= width and outer[0] >= inner[0] * inner[1] and size >= outer[0] * outer[1]
+
+
 # Each class of layers: few and many channels, every kernel that there is a transform for.
 CLASSES = [
     *(case("fwd", (28, 28), (3, 3), ic=n, oc=32, p=1) for n in (16, 64, 256, 512)),
