@@ -17,7 +17,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 # Of the compilers and the emulator: a machine with a GPU may have other versions of them than the extras pin, and has better things to do.
-WITHOUT_A_GPU = ("machine_code", "test_sass", "test_emulator", "test_mutations", "compiled_ahead")
+WITHOUT_A_GPU = ("machine_code", "test_sass", "test_emulator", "test_mutations", "test_bounds", "compiled_ahead")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -95,6 +95,14 @@ def test_same_bits_in_any_layout_and_order_of_warps(text: str, device: Any, monk
             assert np.ascontiguousarray(run(device, p, arrays, arrange)).tobytes() == expected.tobytes()
 
 
+def test_more_images_than_rows_of_blocks(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread then has several images."""
+    monkeypatch.setattr(depthwise, "MOST_ROWS", 2)
+    p = Problem.parse(dw("fwd", (9, 11), (3, 3), p=1, mb=5, b=1))
+    arrays = integer_arrays(p)
+    assert_same(run(device, p, arrays), reference.convolve(p, *arrays))
+
+
 def test_steps_of_two_gigabytes(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels whose steps along h and w are 64-bit, on arrays that fit here."""
     monkeypatch.setattr(depthwise_march, "FAR", 1)

@@ -135,11 +135,11 @@ def test_infinite_weights(device: Any, p: Problem, layout: Callable[..., Any]) -
 
 
 def test_infinite_sources_stay_in_their_channels(device: Any) -> None:
-    """Channels are padded to quads, rows to tiles: neither meets a value of the source."""
-    p = FORWARD[2]
-    x, w, b = integer_arrays(p)
-    x[0, 2, 3, 4] = np.inf
-    assert_same(run(device, p, (x, w, b), KINDS[0]), reference.convolve(p, x, w, b))
+    """Channels are padded to quads, rows and taps to tiles: none of that meets a value of the source."""
+    for p in (FORWARD[2], Problem.parse(case("fwd", (3, 5, 5), (2, 3, 3), ic=3, oc=5, p=1))):  # the second has a plane behind its last tap
+        x, w, b = integer_arrays(p)
+        x[0, 2, 1, 2] = np.inf
+        assert_same(run(device, p, (x, w, b), KINDS[0]), reference.convolve(p, x, w, b))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,11 +20,11 @@ if why := packages.missing():
 import numbaconv
 from numbaconv import grad
 
-from .device import get, put
-from .emulator import Fault, Program
+from .broken import Calls, caught, lines_that_run, rewritten
+from .device import put
 from .snippets import ORDERS
 
-Calls = tuple[Callable[[], Any], np.ndarray]  # what to run, and the right result
+EVERY_ORDER = (*ORDERS, "lanes")
 
 
 def forward(device: Any) -> Calls:
@@ -39,30 +38,6 @@ def bias_gradient(device: Any) -> Calls:
     g = np.random.default_rng(0).integers(-9, 10, (3, 4, 20, 30)).astype(np.float32)
     given = put(device, g)
     return lambda: grad.conv_bias(given), grad.conv_bias(g)
-
-
-def lines_that_run(program: Program, device: Any, calls: Calls) -> set[int]:
-    """Numbers of the PTX lines that the calls come to: the compiler also writes paths for divisions by zero."""
-    lines: set[int] = set()
-
-    def noting(block: Any) -> Callable[..., None]:
-        end, own = block.end, [i.line for i in [*(i for i, _ in block.body), block.last] if i is not None]
-
-        def run(wave: Any, lanes: np.ndarray) -> None:
-            lines.update(own)
-            end(wave, lanes)
-
-        return run
-
-    ends = [block.end for block in program.blocks]
-    try:
-        for block in program.blocks:
-            block.end = noting(block)
-        assert not caught(device, calls, ("forward",))
-    finally:
-        for block, end in zip(program.blocks, ends):
-            block.end = end
-    return lines
 
 
 def removed(text: str, lines: set[int]) -> Iterator[tuple[str, str]]:
@@ -83,28 +58,6 @@ def removed(text: str, lines: set[int]) -> Iterator[tuple[str, str]]:
                 yield f"line {line}: {found[0]} -> {changed}", text[: found.start()] + changed + text[found.end() :]
 
 
-@contextmanager
-def broken(program: Program, text: str) -> Iterator[None]:
-    """The program, which plans hold on to, becomes another one for a while."""
-    good = dict(vars(program))
-    vars(program).update(vars(Program(text)))
-    try:
-        yield
-    finally:
-        vars(program).update(good)
-
-
-def caught(device: Any, calls: Calls, orders: tuple[str, ...] = (*ORDERS, "lanes")) -> bool:
-    run, expected = calls
-    for device.order in orders:
-        try:
-            if not np.array_equal(get(device, run()), expected):
-                return True
-        except Fault:
-            return True
-    return False
-
-
 # Sums of a channel: before the last barrier thread 0 has itself written what it reads after it.
 @pytest.mark.parametrize("make, name, least, spare", [(forward, "implicit-gemm", 8, 0), (bias_gradient, "channel-sums", 3, 1)])
 def test_what_is_taken_away_is_missed(
@@ -115,14 +68,14 @@ def test_what_is_taken_away_is_missed(
     monkeypatch.setattr(device, "order", "together")
     device.launched.clear()
     calls = make(device)
-    assert not caught(device, calls)
+    assert not caught(device, [calls], EVERY_ORDER)
     launched = {kernel for kernel, *_ in device.launched}
     (program,) = (program for kernel, program in device._programs.items() if kernel.name in launched and kernel.name.startswith(name))
-    changes = list(removed(program.text, lines_that_run(program, device, calls)))
+    changes = list(removed(program.text, lines_that_run(program, device, [calls])))
     assert len(changes) >= least
     survived = []
     for change, text in changes:
-        with broken(program, text):
-            if not caught(device, calls, ("lanes",) if "warp" in change else (*ORDERS, "lanes")):
+        with rewritten(program, text):
+            if not caught(device, [calls], ("lanes",) if "warp" in change else EVERY_ORDER):
                 survived.append(change)
     assert len(survived) <= spare, survived
