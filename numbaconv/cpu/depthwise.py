@@ -28,6 +28,7 @@ from ..problem import Problem, Triple
 from . import depthwise_tasks as tasks
 from .depthwise_kernel import PIXELS
 from .direct import Direct
+from .layouts import address
 from .target import target
 from .threads import most_threads, share
 
@@ -207,7 +208,7 @@ class DepthwiseSetup:
             Direct().setup(self.problem).run(source, packed[1:], result)
             return
         g, (parts, taps) = self._layouts(source, result).copy(), self._tables
-        g[tasks.SOURCE], g[tasks.RESULT] = _address(source), _address(result)
+        g[tasks.SOURCE], g[tasks.RESULT] = address(source), address(result)
         g[tasks.SKIPPING] = finite[0] and g[tasks.MODE] == 0
         share(tasks.worker, (g, parts, taps, weight, bias), int(g[tasks.TASKS]), self.layout.seconds * len(source))
 
@@ -255,8 +256,3 @@ class DepthwiseSetup:
             g[tasks.SIZE + axis], g[tasks.RESULT_SIZE + axis] = p.source_size[axis], p.result_size[axis]
             g[tasks.LOW + axis], g[tasks.HIGH + axis] = (0, 0) if p.transposed else (low, high)
         return g
-
-
-def _address(array: AnyArray) -> int:
-    address: int = array.__array_interface__["data"][0]
-    return address

@@ -65,6 +65,7 @@ class FilterSetup:
         call = self._calls(source, result, bool(finite[0]))
         g = call.geometry.copy()
         g[tasks.SOURCE], g[tasks.RESULT] = address(source), address(result)
+        g[tasks.SOURCE_END] += g[tasks.SOURCE]
         share(tasks.worker(call.layout.tile), (g, call.tables, weight, bias), int(g[tasks.TASKS]), len(source) * call.layout.seconds)
 
     @cached_property
@@ -79,6 +80,7 @@ class FilterSetup:
         g[tasks.COLUMN_STEP], g[tasks.STORED] = result.strides[4] // result.itemsize, NUMBERS[self.problem.out_dtype]
         g[tasks.ROW_STEP] = g[tasks.RESULT_STEP + 4] * layout.width if layout.folded else g[tasks.RESULT_STEP + 3] * layout.spacing
         g[tasks.SKIPPING], g[tasks.VECTORS] = finite, contiguous and self.problem.stride[2] <= 2
+        g[tasks.SOURCE_END] = source.itemsize + sum((n - 1) * max(0, step) for n, step in zip(source.shape, source.strides))
         shares = -(-self.problem.groups // layout.groups_at_once)
         g[tasks.TASKS] = len(source) * shares * self.problem.out_size[0] * layout.downs * layout.acrosses
         return Call(layout, g, tables)

@@ -6,6 +6,8 @@ source vector that is loaded is used by each of them.
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +19,9 @@ from numba.extending import intrinsic
 from .elements import converted, each_stored
 from .simd import I64, Vectors, counted, int64
 from .target import target
+
+CHAINS = 8
+"""Sums that keep the multiply-add units busy: two of them, for the four cycles of a multiply-add."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ def tile_sums(tile: Tile) -> Any:
     bands : of int64 (address, count, offset) for each of ``tile.heights``: where the bands' places (bytes in ``lines``) are listed, how
         many they are, and where their weights, (count, width, h, tile.channels) elements, start after ``weight``
     taps : of ``width`` int64, the byte shift of each tap
-    masks : of int64 (width, tile.vectors), bit l for the cell that lane l of a vector reads at a tap
+    masks : of int64 (width, tile.vectors), bit l for the cell that lane l of a vector reads at a tap; -1 for all of them
     lines : of int64 addresses of source rows; a band reads tile.rows + h - 1 of them from its place on
     bias : of tile.channels elements
     """
@@ -78,6 +83,9 @@ class _Sums:
 
     def emit(self) -> None:
         t, v = self.tile, self.v
+        if t.channels > 1:  # more streams of stores than the processor foresees
+            for o, row, i in itertools.product(range(t.channels), range(t.rows), range(t.vectors)):
+                v.prefetch_for_writing(v.at(v.pointer(self._row(o, row)), i * v.lanes))
         biases = [v.broadcast(v.at(v.pointer(self.bias), o)) for o in range(t.channels)]
         sums = [bias for bias in biases for _ in range(t.rows * t.vectors)]
         for i, height in enumerate(t.heights):
@@ -102,22 +110,45 @@ class _Sums:
         return counted(b, count, [b.add(self.weight, offset), *sums], add_band)[1:]
 
     def _tap_sums(self, height: int, k: Any, lines: Any, weight: Any, sums: list[Any]) -> list[Any]:
-        """The sums after one tap of ``height`` kernel rows; every source vector is loaded once."""
+        """The sums after one tap of ``height`` kernel rows, without masks where those name every lane."""
         b, v, t = self.builder, self.v, self.tile
-        new, first = list(sums), v.pointer(weight)
-        factors = [[v.broadcast(v.at(first, j * t.channels + o)) for o in range(t.channels)] for j in range(height)]
+        factors = [[v.broadcast(v.at(v.pointer(weight), j * t.channels + o)) for o in range(t.channels)] for j in range(height)]
         shift = b.add(self._int64(self.taps, k), self.column)
-        masks = [v.mask_of(self._int64(self.masks, b.add(b.mul(k, int64(t.vectors)), int64(i)))) for i in range(t.vectors)]
-        for line in range(t.rows + height - 1):
+        bits = [self._int64(self.masks, b.add(b.mul(k, int64(t.vectors)), int64(i))) for i in range(t.vectors)]
+        every = b.icmp_signed("==", functools.reduce(b.and_, bits), int64(-1))
+        masks, found = [v.mask_of(one) for one in bits], []
+        with b.if_else(every, likely=True) as branches:
+            for branch, taken in zip(branches, (None, masks)):
+                with branch:
+                    new = self._row_sums(height, factors, lines, shift, taken, sums)
+                    found.append((new, b.block))
+        merged = [b.phi(v.vector) for _ in sums]
+        for new, block in found:
+            for phi, value in zip(merged, new):
+                phi.add_incoming(value, block)
+        return merged
+
+    def _row_sums(
+        self, height: int, factors: list[list[Any]], lines: Any, shift: Any, masks: list[Any] | None, sums: list[Any]
+    ) -> list[Any]:
+        """The sums after multiplication with the factors of each kernel row; every source vector is loaded once.
+
+        A kernel row follows the one before ``lag`` result rows behind, far enough for a sum not to wait for its last product.
+        """
+        b, v, t = self.builder, self.v, self.tile
+        new, cells, lag = list(sums), dict[int, list[Any]](), -(-CHAINS // (t.vectors * t.channels * min(height, t.rows)))
+        for step in range(t.rows + lag * (height - 1)):
             _fence(b)
-            start = v.pointer(b.add(self._int64(lines, int64(line)), shift))
-            rows = [(line - j, factors[j]) for j in range(height) if 0 <= line - j < t.rows]
-            for i in range(t.vectors):
-                cells = v.masked_load(v.at(start, i * v.lanes), masks[i])
-                for row, factor in rows:
-                    for o in range(t.channels):
-                        n = (o * t.rows + row) * t.vectors + i
-                        new[n] = v.multiply_add(factor[o], cells, new[n])
+            for j, row in ((j, step - lag * j) for j in range(height)):
+                if not 0 <= row < t.rows:
+                    continue
+                if row + j not in cells:
+                    start = v.pointer(b.add(self._int64(lines, int64(row + j)), shift))
+                    places = [v.at(start, i * v.lanes) for i in range(t.vectors)]
+                    cells[row + j] = [v.masked_load(p, m) for p, m in zip(places, masks)] if masks else [v.load(p) for p in places]
+                for i, o in itertools.product(range(t.vectors), range(t.channels)):
+                    n = (o * t.rows + row) * t.vectors + i
+                    new[n] = v.multiply_add(factors[j][o], cells[row + j][i], new[n])
         return new
 
     def _store(self, sums: list[Any], stored: Vectors) -> None:

@@ -189,8 +189,8 @@ class Layout:
 
     @property
     def masks(self) -> int:
-        """Masks of the lanes that each tap of each tile in a row reads."""
-        return (self.width if self.folded else self.columns) // self.lanes * self.problem.kernel[2]
+        """Masks of the lanes that each tap of each tile in a row reads, and of those that it may read."""
+        return 2 * ((self.width if self.folded else self.columns) // self.lanes) * self.problem.kernel[2]
 
     @property
     def scratch(self) -> int:

@@ -25,13 +25,13 @@ from .threads import next_task
 Function = Callable[..., Any]
 
 # Fields of the geometry, an int64 array.  Steps count bytes, COLUMN_STEP elements; SIZE, LOW and MET have two fields, for the depth and
-# the rows; LOADED and STORED are the numbers of the dtypes of source and result.
+# the rows; LOADED and STORED are the numbers of the dtypes of source and result; SOURCE_END is the address behind the source's memory.
 (
     GROUPS, DEPTH, HEIGHT, WIDTH, SOURCES, RESULTS, BLOCKS, PLANES, TAPS, DEPTH_STRIDE, DEPTH_GAP, ROW_STRIDE, COLUMN_STRIDE, COLUMN_GAP,
     COLUMN_REACH, SOURCE_WIDTH, LEFT, MODE, TILE_CHANNELS, TILE_ROWS, TILE_COLUMNS, HEIGHTS, SPACING, UNIT, REMAINDERS, TURNS, TILES,
     COLUMNS, PHASE_CELLS, GROUPS_AT_ONCE, ENTRIES, COPIES, SCRATCH, MASKS, STRAIGHT, FOLDED, ROW_STEP, BLOCK_WEIGHTS, REMAINDER_TABLE,
-    TAP_TABLE, BAND_TABLE, SKIPPING, VECTORS, TASKS, LOADED, STORED, COLUMN_STEP, SOURCE, RESULT, SOURCE_STEP,
-) = range(50)  # fmt: skip
+    TAP_TABLE, BAND_TABLE, SKIPPING, VECTORS, TASKS, LOADED, STORED, COLUMN_STEP, SOURCE_END, SOURCE, RESULT, SOURCE_STEP,
+) = range(51)  # fmt: skip
 RESULT_STEP, SIZE, LOW, MET, FIELDS = SOURCE_STEP + 5, SOURCE_STEP + 10, SOURCE_STEP + 12, SOURCE_STEP + 14, SOURCE_STEP + 16
 
 _source_index = kernel()(source_index)
@@ -62,13 +62,21 @@ def _lanes_inside(cell, low, high, lanes):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _set_masks(g, low, high, lanes, masks, copied):  # type: ignore[no-untyped-def]
-    """Masks of the cells [low, high) of a task's lines: for every tile, tap and vector, and of a line that vectors copy."""
-    vectors = g[TILE_COLUMNS] // lanes
-    for i in range(len(masks)):
+def _set_masks(g, low, high, columns, lanes, masks, copied):  # type: ignore[no-untyped-def]
+    """Masks of the cells [low, high) of a task's lines: for every tile, tap and vector, twice, and of a line that vectors copy.
+
+    Lanes beyond ``columns``, which are summed but not stored, read nothing by the first set, whatever follows the line by the second.
+    """
+    vectors, set_ = g[TILE_COLUMNS] // lanes, g[MASKS] // 2
+    for i in range(set_):
         vector, rest = i % vectors, i // vectors
-        cell = (rest // g[TAPS] * vectors + vector) * lanes + rest % g[TAPS] * g[COLUMN_GAP]
-        masks[i] = _lanes_inside(cell, low, high, lanes) if g[STRAIGHT] else -1
+        column = (rest // g[TAPS] * vectors + vector) * lanes
+        cell = column + rest % g[TAPS] * g[COLUMN_GAP]
+        every, inside, stored = (1 << lanes) - 1, _lanes_inside(cell, low, high, lanes), _lanes_inside(column, 0, columns, lanes)
+        if not g[STRAIGHT]:
+            inside = every
+        masks[i] = -1 if inside == every else inside
+        masks[set_ + i] = -1 if inside | ~stored & every == every else inside
     for i in range(len(copied)):
         copied[i] = _lanes_inside(i * lanes, low, high, lanes) if g[VECTORS] else 0
 
@@ -145,21 +153,25 @@ def _copy_rows(g, source, groups, origin, cells, low, high, copied, scratch, cop
 def _point_lines(g, tables, source, groups, d, down, zeros, lines):  # type: ignore[no-untyped-def]
     """lines[group, channel, plane, remainder, turn] = address of a source row's cell 0, or of zeros for a padded row.
 
-    ``source`` is the address of cell 0 of the first row of the first group.
+    ``source`` is the address of cell 0 of the first row of the first group.  Returns the highest address.
     """
-    entry, unit, turns, step = 0, g[UNIT], g[TURNS], g[SOURCE_STEP + 3]
+    entry, highest, unit, step = 0, source, g[UNIT], g[SOURCE_STEP + 3]
     low, size, met, mode = g[LOW + 1], g[SIZE + 1], g[MET + 1], g[MODE]
-    for c in range(groups * g[SOURCES]):
-        for k in range(g[PLANES]):
-            plane = _index_at(g, 0, d * g[DEPTH_STRIDE] + k * g[DEPTH_GAP])
-            start = source + c * g[SOURCE_STEP + 1] + plane * g[SOURCE_STEP + 2]
-            for remainder in range(g[REMAINDERS]):
-                first = down * g[ROW_STRIDE] + tables[g[REMAINDER_TABLE] + remainder]
-                for turn in range(turns):
-                    position = first + turn * unit
-                    row = _source_index(position - low, size, mode) if 0 <= position < met else PADDING
-                    lines[entry + turn] = zeros if plane == PADDING or row == PADDING else start + row * step
-                entry += turns
+    for k in range(g[PLANES]):
+        plane = _index_at(g, 0, d * g[DEPTH_STRIDE] + k * g[DEPTH_GAP])
+        start = source + plane * g[SOURCE_STEP + 2]
+        for remainder in range(g[REMAINDERS]):
+            first = down * g[ROW_STRIDE] + tables[g[REMAINDER_TABLE] + remainder]
+            for turn in range(g[TURNS]):
+                position = first + turn * unit
+                row = _source_index(position - low, size, mode) if plane != PADDING and 0 <= position < met else PADDING
+                lines[entry] = zeros if row == PADDING else start + row * step
+                highest = max(highest, source if row == PADDING else lines[entry])
+                entry += 1
+    channel, more = g[SOURCE_STEP + 1], groups * g[SOURCES] - 1
+    for i in range(more * entry):
+        lines[entry + i] = zeros if lines[i] == zeros else lines[i] + channel
+    return highest + max(0, more * channel)
 
 
 # ---- sums --------------------------------------------------------------------------------------------------------------
@@ -272,10 +284,14 @@ def _worker(geometry, tables, weight, bias, counter):  # type: ignore[no-untyped
         if across != masked:
             masked, low = across, min(cells, max(0, -origin))
             high = max(low, min(cells, g[SOURCE_WIDTH] - origin))
-            _set_masks(g, low, high, lanes, masks, copied)
+            _set_masks(g, low, high, columns, lanes, masks, copied)
         start = g[SOURCE] + image * g[SOURCE_STEP] + first * g[SOURCES] * g[SOURCE_STEP + 1]
         if g[STRAIGHT]:
-            _point_lines(g, table, start + origin * weight.itemsize, groups, d, down, address_of(scratch), lines)
+            highest = _point_lines(g, table, start + origin * weight.itemsize, groups, d, down, address_of(scratch), lines)
+            # Lanes beyond the columns may read what follows a row, but not what follows the source.
+            read = -(-columns // g[TILE_COLUMNS]) * g[TILE_COLUMNS] + g[COLUMN_REACH] - 1
+            if highest + read * weight.itemsize <= g[SOURCE_END]:
+                masks = masks[g[MASKS] // 2 :]
         if planned != d * g[HEIGHT] + down:
             planned = d * g[HEIGHT] + down
             _set_bands(g, table, d, weight.itemsize, bands)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -216,6 +219,28 @@ def test_memory_outside_the_input_is_not_used(s: int) -> None:
     buffer = np.full((1, 2, 13, 60), np.nan, np.float32)
     buffer[:, :, 2:-2, 10:-10] = x
     assert_same(call(p, buffer[:, :, 2:-2, 10:-10], w, b, algorithm="filter"), reference.convolve(p, x, w, b))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="protects a page by Linux's mprotect")
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "rows reversed"])
+@pytest.mark.parametrize("width", [5, 20, 56])
+def test_nothing_is_read_beyond_the_last_element(width: int, reverse: bool) -> None:
+    """The input ends where a page begins that no one may read; the process would be killed."""
+    p = Problem.parse(case("fwd", (9, width), (3, 3), g=3, ic=3, oc=3, p=1))
+    x, w, b = integer_arrays(p)
+    page = mmap.PAGESIZE
+    size = -(-x.nbytes // page) * page
+    memory = mmap.mmap(-1, size + page)
+    whole = np.frombuffer(memory, np.uint8)
+    protect = ctypes.CDLL(None, use_errno=True).mprotect
+    protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    assert protect(whole.ctypes.data + size, page, 0) == 0
+    own = whole[size - x.nbytes : size].view(x.dtype).reshape(x.shape)
+    own = own[:, ::-1, ::-1] if reverse else own
+    own[...] = x
+    found = call(p, own, w, b, algorithm="filter")
+    assert protect(whole.ctypes.data + size, page, 3) == 0
+    assert_same(found, reference.convolve(p, x, w, b))
 
 
 # ---- bits --------------------------------------------------------------------------------------------------------------
