@@ -32,7 +32,10 @@ class Setup(Protocol):
         ...
 
     def pack(self, weight: Any, bias: Any) -> tuple[Any, ...]:
-        """Weight (out_channels, in_per_group, kd, kh, kw) and bias in the form that ``run`` reads; never a view of them."""
+        """Weight (out_channels, in_per_group, kd, kh, kw) and bias in the form that ``run`` reads; never a view of them.
+
+        A setup may have another method, ``pack_once``, for what is run once, before the weight can change: it may return views.
+        """
         ...
 
     def run(self, source: Any, packed: tuple[Any, ...], result: Any) -> None:

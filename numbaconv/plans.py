@@ -55,7 +55,8 @@ def execute(
     if result.size:
         w = arguments["weight"]
         used = memory.conjugate(w) if gradient and name_of(w).startswith("complex") else w
-        packed = choice.setup.pack(memory.weight(used, problem.rank), memory.bias(arguments.get("bias")))
+        pack = getattr(choice.setup, "pack_once", choice.setup.pack)
+        packed = pack(memory.weight(used, problem.rank), memory.bias(arguments.get("bias")))
         _run(choice, problem, memory, arguments[first], packed, result)
     return memory.finish(result)
 

@@ -27,8 +27,9 @@ LAYERS = """
     cpu/elements cpu/gemm cpu/layouts cpu/threads cpu/winograd_vectors
     cpu/copies cpu/winograd_transforms
     cpu/depthwise_kernel cpu/fft_kernel cpu/filter_kernel
-    cpu/pack cpu/pack_weight cpu/rows cpu/weight_tiles cpu/winograd_products cpu/winograd_tables cpu/winograd_weight
-    cpu/depthwise_tasks cpu/direct_weight cpu/gemm_worker cpu/fft_layout cpu/filter_layout cpu/weight_kernels cpu/winograd_kernels
+    cpu/pack cpu/pack_weight cpu/rows cpu/weight_tiles cpu/winograd_products cpu/winograd_tables
+    cpu/depthwise_tasks cpu/direct_weight cpu/gemm_worker cpu/fft_layout cpu/filter_layout cpu/weight_kernels cpu/winograd_weight
+    cpu/winograd_kernels
     cpu/weight_blocking
     cpu/weight_grad
     cpu/direct cpu/fft_tasks cpu/gemm_shape cpu/filter_tasks

@@ -32,13 +32,13 @@ from ..problem import Problem
 from . import winograd_tables as tables
 from .elements import NUMBERS
 from .gemm import TILE_ROWS, TILE_VECTORS
-from .pack_weight import pack_weight
+from .layouts import address
 from .target import target
 from .threads import most_threads, share, team_size
 from .winograd_kernels import worker
 from .winograd_matrices import IDENTITY, Factor
 from .winograd_transforms import loads, shape_of, table_fields
-from .winograd_weight import pack_transformed
+from .winograd_weight import PACKED, Raw, pack_all, raw_weight
 
 FACTORS = {1: (IDENTITY,), 3: (Factor(2, 3), Factor(4, 3)), 5: (Factor(2, 5), Factor(4, 5)), 7: (Factor(2, 7),)}
 """What there is for a kernel's size along one axis."""
@@ -75,6 +75,7 @@ OUTPUT_CYCLES = 8.0
 PRODUCT_CYCLES = 0.52
 WEIGHT_CYCLES = 0.12
 LARGE_WEIGHT = 8 << 20
+PACK_CYCLES = 0.5  # of transforming the weight, for each element
 CYCLES_A_SECOND = 2.5e9
 
 
@@ -278,6 +279,7 @@ class WinogradSetup:
         sums = self.rows * TILE_ROWS * (panel + lanes)
         planes = self._most_depths(self._tiles[0]) * 4 + cells
         elements = self._cells(panel)[2] + self.products * (sums + k.GAP)
+        elements += self.products * self._last_pass[1] + self._last_pass[0] * TILE_ROWS * self.channels * self.problem.taps
         elements += cells**3 * lanes + planes * 4 * cells * k.LINE * lanes + 2 * k.LINE * lanes + self.rows * TILE_ROWS
         wide = Factor(4, cells)
         numbers = (panel + 2) * (table_fields(wide, wide).size + 3 * lanes + 1) + 2 * planes
@@ -286,33 +288,57 @@ class WinogradSetup:
 
     @property
     def packed_bytes(self) -> int:
-        p = self.problem
-        rows = p.groups * self.row_blocks * TILE_ROWS * self.channels
-        return (rows * (self.products + p.taps) + p.result_channels) * self.sums.itemsize
+        """At most: what a function's call packs pass by pass is less."""
+        p, item = self.problem, self.sums.itemsize
+        return p.groups * (self._transformed + self._filters) * item + p.result_channels * item
+
+    @cached_property
+    def _transformed(self) -> int:
+        """Elements of a group's transformed weight."""
+        passes = -(-self.row_blocks // self.rows)
+        return self.products * (passes * tables.odd_lines(self.rows * self.channels * TILE_ROWS) - self._last_pass[1])
+
+    @cached_property
+    def _last_pass(self) -> tuple[int, int]:
+        """By how many row blocks, and elements of a product's weight, the last pass is shorter than the others."""
+        each, missing = self.channels * TILE_ROWS, -self.row_blocks % self.rows
+        return missing, tables.odd_lines(self.rows * each) - tables.odd_lines((self.rows - missing) * each)
+
+    @property
+    def _filters(self) -> int:
+        """Elements of a group's weight in row blocks."""
+        return self.row_blocks * TILE_ROWS * self.channels * self.problem.taps
 
     # ---- arrays --------------------------------------------------------------------------------------------------
     def pack(self, weight: AnyArray, bias: AnyArray | None) -> tuple[AnyArray, ...]:
-        p = self.problem
-        rows = p.groups * self.row_blocks * TILE_ROWS * self.channels
-        weight = weight.astype(self.sums, copy=False)
-        filters, packed = np.empty(rows * p.taps, self.sums), np.empty(rows * self.products, self.sums)
-        steps = [step // weight.itemsize for step in weight.strides]
-        of_filter, of_channel = (steps[1], steps[0]) if p.transposed else (steps[0], steps[1])
-        of_group, counts = steps[0] * p.out_per_group, (p.groups, self.filters, self.channels)
-        numbers = [_address(weight), of_group, of_filter, of_channel, *counts, 1, 1, TILE_ROWS]
-        taps = [sum(k * step for k, step in zip(tap, steps[2:])) for tap in itertools.product(*map(range, p.kernel))]
-        pack_weight(np.array(numbers, np.int64), np.array(taps[::-1] if p.transposed else taps, np.int64), filters, 0)
-        sizes = [p.groups, self.row_blocks, self.channels, p.taps, self.products, self.rows]
-        pack_transformed(shape_of(self.factors), np.array(sizes, np.int64), filters, packed)
-        return packed, filters, np.zeros(p.result_channels, self.sums) if bias is None else bias.astype(self.sums)
+        return self._pack(*self.pack_once(weight, bias))
 
-    def run(self, source: AnyArray, packed: tuple[AnyArray, ...], result: AnyArray) -> None:
+    def pack_once(self, weight: AnyArray, bias: AnyArray | None) -> tuple[Raw, AnyArray]:
+        """What ``run`` takes instead for a single call: it packs, or transforms each part of the weight where that is read."""
+        raw = raw_weight(self.problem, weight.astype(self.sums, copy=False))
+        return raw, np.zeros(self.problem.result_channels, self.sums) if bias is None else bias.astype(self.sums)
+
+    def _pack(self, raw: Raw, bias: AnyArray) -> tuple[AnyArray, ...]:
+        groups, blocks = self.problem.groups, self.problem.groups * self.row_blocks
+        packed, filters = np.empty(groups * self._transformed, self.sums), np.empty(groups * self._filters, self.sums)
+        seconds = blocks * TILE_ROWS * self.channels * self.products * PACK_CYCLES / CYCLES_A_SECOND
+        numbers = (shape_of(self.factors), raw.numbers, raw.taps, self.rows, self.products)
+        share(pack_all, (*numbers, filters, packed), blocks, seconds)
+        return packed, filters, bias
+
+    def run(self, source: AnyArray, packed: tuple[Any, ...], result: AnyArray) -> None:
         seconds = self.seconds * len(source)
         threads = team_size(seconds)
         placed, factors = self._layouts(source, result, threads)
-        g = placed.copy()
-        g[tables.SOURCE], g[tables.RESULT] = _address(source), _address(result)
-        share(worker, (shape_of(factors), g, *packed), int(g[tables.TASKS]), seconds)
+        g, raw = placed.copy(), PACKED
+        g[tables.SOURCE], g[tables.RESULT] = address(source), address(result)
+        if isinstance(packed[0], Raw):
+            raw, bias = packed
+            if g[tables.TASKS] == g[tables.GROUPS] * g[tables.SPLITS]:  # one task takes all tiles: each weight is read once
+                packed = np.empty(0, self.sums), np.empty(0, self.sums), bias
+            else:
+                packed = self._pack(raw, bias)
+        share(worker, (shape_of(factors), g, raw.numbers, raw.taps, *packed), int(g[tables.TASKS]), seconds)
 
     @cached_property
     def _layouts(self) -> Layouts[tuple[NDArray[np.int64], tuple[Factor, ...]]]:
@@ -373,8 +399,3 @@ class WinogradSetup:
         g[k.SUM_STEP] = g[k.ROW_BLOCKS] * TILE_ROWS * g[k.SUM_ROW] + k.GAP
         g[k.PLANES] = (g[k.DEPTHS] - 1) * g[k.OUTPUTS] + g[k.CELLS]
         g[k.MOST_GROUPS] = -(-int(g[k.BLOCK]) // int(g[k.OUTPUTS + 2])) + 1
-
-
-def _address(array: AnyArray) -> int:
-    address: int = array.__array_interface__["data"][0]
-    return address

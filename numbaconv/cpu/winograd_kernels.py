@@ -67,6 +67,7 @@ from .winograd_tables import (
     place_of,
 )  # fmt: skip
 from .winograd_transforms import NOTHING, restore_group, transform_group
+from .winograd_weight import TOGETHER, pack_rows, pass_start
 
 
 class Workspace(NamedTuple):
@@ -85,15 +86,19 @@ class Workspace(NamedTuple):
 
 # ---- tasks -------------------------------------------------------------------------------------------------------------
 @kernel()
-def worker(shape, geometry, weight, filters, bias, counter):  # type: ignore[no-untyped-def]
+def worker(shape, geometry, numbers, taps, weight, filters, bias, counter):  # type: ignore[no-untyped-def]
     """Tasks until none is left: each a block of tiles, some tiles deep, and a share of the filters.
 
-    shape : the factors; weight : transformed, see winograd_weight; filters : (groups, row blocks, channels, taps, TILE_ROWS); bias : all.
+    shape : the factors; weight, filters : packed, see winograd_weight, or empty: then each pass packs its own, by ``numbers`` and ``taps``.
+    bias : all.
     """
     g = geometry
+    row_blocks, each, products = -(-g[FILTERS] // TILE_ROWS), g[CHANNELS] * TILE_ROWS, g[PRODUCTS]
+    passes, own, block = -(-row_blocks // g[ROW_BLOCKS]), len(weight) == 0, each * g[TAPS] * g[TAPS + 1] * g[TAPS + 2]
     work = _workspace(g, weight)
-    row_blocks = -(-g[FILTERS] // TILE_ROWS)
-    passes = -(-row_blocks // g[ROW_BLOCKS])
+    if own:
+        _, step = pass_start(0, 0, row_blocks, g[ROW_BLOCKS], each, products)
+        weight, filters = _aligned(products * step, bias), _aligned(g[ROW_BLOCKS] * block, bias)
     listed = cleared = -1
     while True:
         number = next_task(counter)
@@ -112,10 +117,16 @@ def worker(shape, geometry, weight, filters, bias, counter):  # type: ignore[no-
         for step in range(passes * split // g[SPLITS], passes * (split + 1) // g[SPLITS]):
             row = step * g[ROW_BLOCKS]
             rows = min(g[ROW_BLOCKS], row_blocks - row)
-            _multiply(g, weight, task.group * row_blocks + row, rows, used, work)
+            at, step = pass_start(task.group, row, row_blocks, g[ROW_BLOCKS], each, products)
+            start = (task.group * row_blocks + row) * block
+            if own:
+                at = start = 0
+                for i in range(rows):
+                    pack_rows(shape, numbers, taps, task.group, row + i, filters, i * block, weight, i * each, step)
+            _multiply(g, weight, at, step, rows, used, work)
             first, count = row * TILE_ROWS, min(rows * TILE_ROWS, g[FILTERS] - row * TILE_ROWS)
             if _restore(shape, g, task, first, count, bias, work):
-                _repair(g, task, first, count, filters, bias, work)
+                _repair(g, task, first, count, filters[start:], bias, work)
 
 
 @kernel()
@@ -214,13 +225,12 @@ def _gather(g, entry, base, lines):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _multiply(g, weight, block, rows, used, work):  # type: ignore[no-untyped-def]
-    """Sums over the channels, for ``rows`` row blocks of filters from number ``block`` of all on and ``used`` lanes."""
+def _multiply(g, weight, at, step, rows, used, work):  # type: ignore[no-untyped-def]
+    """Sums over the channels, for ``rows`` row blocks of filters, whose weights start at ``at``, and ``used`` lanes."""
     vectors = -(-used // lanes_of(weight))
     for p in range(g[PRODUCTS]):
-        at = (block * g[PRODUCTS] + p * rows) * g[CHANNELS] * TILE_ROWS
         multiply_panel(
-            weight, at, rows, work.cells, p * g[CELL_STEP], g[CELL_ROW], g[CHANNELS], g[CHAIN], vectors,
+            weight, at + p * step, rows, work.cells, p * g[CELL_STEP], g[CELL_ROW], g[CHANNELS], g[CHAIN], vectors,
             work.sums, p * g[SUM_STEP], g[SUM_ROW],
         )  # fmt: skip
 
@@ -274,7 +284,10 @@ def _scatter(g, entry, base, lines):  # type: ignore[no-untyped-def]
 # ---- results that are not finite ---------------------------------------------------------------------------------------
 @kernel()
 def _repair(g, task, first, count, filters, bias, work):  # type: ignore[no-untyped-def]
-    """Compute by the definition what is not finite in the results of ``count`` filters of the group from number ``first`` on."""
+    """Compute by the definition what is not finite in the results of ``count`` filters of the group from number ``first`` on.
+
+    filters : packed, from these on.
+    """
     result = g[RESULT] + (task.group * g[FILTERS] + first) * g[RESULT_CHANNEL]
     last = min(g[RESULT_SIZE], (task.depth + task.depths) * g[OUTPUTS])
     for i in range(task.groups):
@@ -314,10 +327,11 @@ def _define(g, group, image, d, h, w, first, filters, bias, total):  # type: ign
     """The sums of one pixel: bias, then channels, then taps.  Padding is a value; beyond a gradient's source there is none."""
     for f in range(len(total)):  # assigning a slice of another array compiles the message of an error for seconds
         total[f] = bias[group * g[FILTERS] + first + f]
-    block = g[CHANNELS] * g[TAPS] * g[TAPS + 1] * g[TAPS + 2] * TILE_ROWS
-    at = group * -(-g[FILTERS] // TILE_ROWS) * block
-    for channel in range(group * g[CHANNELS], (group + 1) * g[CHANNELS]):
-        source = g[SOURCE] + image * g[SOURCE_IMAGE] + channel * g[SOURCE_CHANNEL]
+    taps = g[TAPS] * g[TAPS + 1] * g[TAPS + 2]
+    for channel in range(g[CHANNELS]):
+        source = g[SOURCE] + image * g[SOURCE_IMAGE] + (group * g[CHANNELS] + channel) * g[SOURCE_CHANNEL]
+        place = channel % TOGETHER
+        at, step = ((channel - place) * taps + place) * TILE_ROWS, min(TOGETHER, g[CHANNELS] - channel + place) * TILE_ROWS
         for kd in range(g[TAPS]):
             sd = find_source(d + kd + g[SHIFT], g[SOURCE_SIZE], g[MODE])
             for kh in range(g[TAPS + 1]):
@@ -329,6 +343,5 @@ def _define(g, group, image, d, h, w, first, filters, bias, total):  # type: ign
                         place = sd * g[SOURCE_STRIDE] + sh * g[SOURCE_STRIDE + 1] + sw * g[SOURCE_STRIDE + 2]
                         x = load_stored(source + place, g[STORED], total) if there else total.dtype.type(0)
                         for f in range(len(total)):
-                            row = first + f
-                            total[f] += x * filters[at + row // TILE_ROWS * block + row % TILE_ROWS]
-                    at += TILE_ROWS
+                            total[f] += x * filters[at + f // TILE_ROWS * g[CHANNELS] * taps * TILE_ROWS + f % TILE_ROWS]
+                    at += step

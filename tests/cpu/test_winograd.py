@@ -239,6 +239,30 @@ def test_bits_do_not_depend_on_the_batch_or_the_threads(text: str) -> None:
         assert together.tobytes() == run(p, x, w, b).tobytes()
 
 
+@pytest.mark.parametrize("value", [1.0, np.nan])
+@pytest.mark.parametrize(
+    "text",
+    [
+        case("fwd", (14, 15), (3, 3), mb=1, ic=40, oc=75, p=1, b=1),  # one task, which packs the weight pass by pass
+        case("fwd", (14, 15), (3, 3), mb=1, ic=40, oc=150, g=2, p=1, b=1),
+        case("fwd", (40, 41), (3, 3), mb=2, ic=20, oc=35, p=1, b=1),  # many, for which it is packed before
+        case("fwd", (9, 10, 11), (3, 3, 3), mb=1, ic=35, oc=150, p=1, b=1),
+        case("fwd", (90,), (5,), mb=2, ic=17, oc=16, p=1, b=1),
+        case("fwd", (14, 15), (3, 3), mb=1, ic=40, oc=75, p=1, b=1, t="bf16"),
+    ],
+)
+def test_a_function_has_the_bits_of_a_plan(text: str, value: float) -> None:
+    p = Problem.parse(text)
+    x, w, b = normal_arrays(p)
+    x.reshape(-1)[[0, x.size // 3]] = value
+    name = "winograd" if AUTO.supports(p) is None else "winograd_fast"
+    plan = numbaconv.plan(x, w, b, padding=1, groups=p.groups, algorithm=name, precision="fast")
+    expected = plan(x)
+    assert run(p, x, w, b).tobytes() == expected.tobytes()
+    with always_parallel():
+        assert run(p, x, channels_last(w), b).tobytes() == expected.tobytes()
+
+
 @pytest.mark.parametrize("text", [case("fwd", (28, 28), (3, 3), ic=64, oc=64, p=1), case("fwd", (8, 14, 14), (3, 3, 3), ic=64, oc=64, p=1)])
 def test_costs_are_those_of_all_tiles(text: str) -> None:
     """Twice the image costs about twice the time, whichever way it grows; and nothing is free."""
