@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from ..axes import Axis, Part, axis_parts, cut_where_taps_change, pixel_count, tap_count, taps_that_meet
 from ..problem import Problem
@@ -32,7 +33,9 @@ PRODUCT_CYCLES = {"float32": 0.5, "float64": 0.5, "uint32": 0.5 if target().fuse
 LOAD_CYCLES, LATENCY_CYCLES = 0.5, 4.0
 STORE_CYCLES = 60.0
 TURN_CYCLES = 6.0
-PACKING_BLOCKS = 1.5  # row blocks whose products take as long as packing the panels
+PACKING_ROWS = 12.0  # whose products take as long as packing the panel
+TABLE_ROWS = TABLE_CYCLES / PRODUCT_CYCLES["float32"] / TILE_VECTORS  # the same for the panel's tables, by the number of channels
+FAR_VECTORS = 0.5  # whose products take as long as reading the weight
 CYCLES_A_SECOND = 2.5e9
 
 
@@ -186,7 +189,41 @@ def blocking(channels: int, kernel: int, kind: Kind) -> tuple[int, int]:
     return -(-units // -(-units // most)) * kind.together, -(-taps // -(-taps // depth))
 
 
+class Division(NamedTuple):
+    """How a part is cut into tasks: runs of panels, of which the first ``short`` have one panel less than ``panels``, times ``splits``
+    shares of the rows, which all pack their run's panels."""
+
+    panels: int
+    short: int
+    runs: int
+    splits: int
+
+
 @functools.cache
-def splits_of(tasks: int, row_blocks: int, threads: int) -> int:
-    """Into how many shares of the row blocks to cut each task, all of which pack its panels, so that the threads are done soonest."""
-    return min(range(1, min(row_blocks, 4 * threads) + 1), key=lambda n: -(-tasks * n // threads) * (row_blocks / n + PACKING_BLOCKS))
+def division(vectors: int, rows: int, unit: int, channels: int, members: int, most: int, repeat: int, threads: int) -> Division:
+    """The division with which threads are done soonest, for so many vectors of pixels of each of ``members`` images and groups.
+
+    unit : rows that a share has a multiple of; most : panels of a run; repeat : of as many panels the tables serve again.
+    """
+    panels, units = -(-vectors // TILE_VECTORS), -(-rows // unit)
+    fewest = -(-panels // most)
+    whole = _even(panels, fewest, 1) if most % repeat else Division(most, 0, fewest, 1)
+    options = [whole]
+    for runs in range(fewest, min(panels, 8 * threads // members) + 1 if threads > 1 else 0):
+        options += [_even(panels, runs, splits) for splits in range(1, min(units, 8 * threads // (members * runs)) + 1)]
+
+    def time(d: Division) -> float:
+        """Until the last thread is done, in vectors multiplied by a row."""
+        alone = d.runs - d.short == 1  # the last run is the longest, and lacks vectors
+        longest = max(TILE_VECTORS * (d.panels - 1), vectors - TILE_VECTORS * (panels - d.panels)) if alone else TILE_VECTORS * d.panels
+        tables = 0.0 if d is whole and d.panels % repeat == 0 else TABLE_ROWS / channels
+        share = min(-(-units // d.splits) * unit, rows)
+        task = longest * (share + PACKING_ROWS + tables) + FAR_VECTORS * share
+        return -(-members * d.runs * d.splits // threads) * task
+
+    return min(options, key=time)
+
+
+def _even(panels: int, runs: int, splits: int) -> Division:
+    most = -(-panels // runs)
+    return Division(most, most * runs - panels, runs, splits)

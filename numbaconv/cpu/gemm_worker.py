@@ -8,140 +8,183 @@ from . import pack
 from .compile import kernel
 from .elements import store_sums, store_sums_turned
 from .gemm import LINE_BYTES, TILE_ROWS, TILE_VECTORS, multiply_tile
-from .pack import fill_tables, pack_panel, products_of
+from .pack import fill_tables, line_of, lines_of, pack_panel, products_of
 from .simd import address_of, lanes_of
 from .threads import next_task
 
 ALIGNMENT = 64
-NEVER = 1 << 62
+NEVER, NOTHING = 1 << 62, -1
 
-# Fields of the geometry beyond those of the panels.
+# Fields of a part's geometry beyond those of the panels.
 (
-    IMAGES, GROUPS, CHANNELS, ROWS, PIXELS, KERNEL, SOURCE, SOURCE_IMAGE, RESULT, RESULT_IMAGE, RESULT_CHANNEL, SCATTERED,
-    STAGED, CHANNELS_AT_ONCE, PANELS, SPLITS, TASKS, WEIGHT, TURNED, BLOCK, STAGED_ROW, FIELDS,
-) = range(pack.FIELDS, pack.FIELDS + 22)  # fmt: skip
+    IMAGES, GROUPS, CHANNELS, ROWS, PIXELS, KERNEL, SOURCE_IMAGE, RESULT, RESULT_IMAGE, RESULT_CHANNEL, SCATTERED, STAGED, CHANNELS_AT_ONCE,
+    PANELS, SHORT, RUNS, SPLITS, LAST_TASK, SHIFTS, WEIGHT, TURNED, BLOCK, STAGED_ROW, FIELDS,
+) = range(pack.FIELDS, pack.FIELDS + 24)  # fmt: skip
 
 
 @kernel()
-def work(geometry, shifts, weight, bias, source_like, result_like, counter):  # type: ignore[no-untyped-def]
-    """Tasks until none is left: each some panels of one image and group, and a share of the row blocks.
+def work(parts, shifts, weight, bias, source, result, skipping, source_like, result_like, counter):  # type: ignore[no-untyped-def]
+    """Tasks of any part until none is left: each some panels of one image and group, and a share of the rows.
 
-    weight, bias : arrays of the dtype of the sums, or of uint32 where the weight is of pairs; source_like, result_like : empty arrays that
-        tell the dtypes behind the addresses in ``geometry``.
+    parts : int64 array, a row of fields each; shifts : int64 array, those of all parts.
+    weight, bias : arrays of the dtype of the sums, or of uint32 where the weight is of pairs; source, result : int64 byte addresses;
+        source_like, result_like : empty arrays that tell the dtypes there.
+    skipping : whether taps that read nothing but padding may be left out.
     """
-    g = geometry
-    lanes, spare = lanes_of(weight), ALIGNMENT // weight.itemsize
-    width = TILE_VECTORS * lanes
-    each = products_of(g, g[CHANNELS_AT_ONCE]) * g[pack.TAPS_AT_ONCE] * width  # elements of a panel
-    panel = np.empty((g[PANELS] if g[TURNED] else 1) * each + spare, weight.dtype)
+    width, spare = TILE_VECTORS * lanes_of(weight), ALIGNMENT // weight.itemsize
+    panel_size = stage_size = table_size = tables = panels = 0
+    for part in range(len(parts)):
+        g = parts[part]
+        taps = g[PANELS] * g[pack.TAPS_AT_ONCE]
+        panel_size = max(panel_size, (g[PANELS] if g[TURNED] else 1) * _panel_size(g, width))
+        stage_size = max(stage_size, g[STAGED] * g[PANELS] * _stage_size(g, width))
+        table_size, tables, panels = max(table_size, taps * TILE_VECTORS * g[pack.SLOTS]), max(tables, taps), max(panels, g[PANELS])
+    panel = np.empty(panel_size + spare, weight.dtype)
     panel = panel[-panel.ctypes.data // weight.itemsize % spare :]
-    stage = g[STAGED_ROW] * (width if g[TURNED] else g[ROWS] + TILE_ROWS)  # elements of a panel's
-    staged = np.empty(g[STAGED] * g[PANELS] * stage, weight.dtype)
-    table = np.empty((g[PANELS] * g[pack.TAPS_AT_ONCE] * TILE_VECTORS * g[pack.SLOTS], 2), np.int64)
-    apart = (stage if g[STAGED] else width) * weight.itemsize
-    counts, runs = np.empty(g[PANELS] * g[pack.TAPS_AT_ONCE], np.int64), np.empty(g[PANELS] * (g[pack.TAPS_AT_ONCE] + 2), np.int64)
-    origins, run_counts = np.full((g[PANELS], 5), pack.NOWHERE), np.zeros(g[PANELS], np.int64)
-    row_blocks = -(-g[ROWS] // g[BLOCK])
-    tabled_panel = tabled_tap = -1
+    staged, table, counts = np.empty(stage_size, weight.dtype), np.empty((table_size, 2), np.int64), np.empty(tables, np.int64)
+    runs, run_counts = np.empty(tables + 2 * panels, np.int64), np.zeros(panels, np.int64)
+    origins, tabled = np.empty((panels, 5), np.int64), np.empty(3, np.int64)
+    tabled[0], part = -1, 0
     while True:
         task = next_task(counter)
-        if task >= g[TASKS]:
+        if task >= parts[len(parts) - 1, LAST_TASK]:
             break
-        split, member = task % g[SPLITS], task // g[SPLITS]
-        first, member = member // (g[IMAGES] * g[GROUPS]) * g[PANELS], member % (g[IMAGES] * g[GROUPS])
-        image, group = member // g[GROUPS], member % g[GROUPS]
-        last = min(first + g[PANELS], -(-g[PIXELS] // width))
-        first_row, last_row = row_blocks * split // g[SPLITS], row_blocks * (split + 1) // g[SPLITS]
-        source = g[SOURCE] + (image * g[SOURCE_IMAGE] + group * g[CHANNELS] * g[pack.SOURCE_CHANNEL]) * source_like.itemsize
-        result = g[RESULT] + (image * g[RESULT_IMAGE] + group * g[ROWS] // g[pack.COMPONENTS] * g[RESULT_CHANNEL]) * result_like.itemsize
-        for channel in range(0, g[CHANNELS], g[CHANNELS_AT_ONCE]):
-            channels, at = min(g[CHANNELS_AT_ONCE], g[CHANNELS] - channel), source + channel * g[pack.SOURCE_CHANNEL] * source_like.itemsize
-            for tap in range(0, max(g[KERNEL], 1), g[pack.TAPS_AT_ONCE]):
-                taps = min(g[pack.TAPS_AT_ONCE], g[KERNEL] - tap)
-                k = products_of(g, channel) * g[KERNEL] + tap * g[pack.COMPONENTS]
-                if first != tabled_panel or tap != tabled_tap:
-                    fill_tables(g, shifts, first, last, g[PIXELS], tap, taps, lanes, table, counts, origins)
-                    tabled_panel, tabled_tap = first, tap
-                into = address_of(staged) if g[STAGED] else result + first * apart
-                for number in range(first, last):
-                    i = number - first
-                    start, run = (i * each, i * (taps // 2 + 1)) if g[TURNED] else (0, 0)
-                    run_counts[i] = pack_panel(g, table, counts, origins, i, taps, at, channels, source_like, panel, start, runs, run)
-                    if not g[TURNED]:
-                        _multiply_panel(g, weight, bias, group, k, first_row, last_row, into, number, panel, runs, run_counts[i])
-                    into += apart
-                if g[TURNED]:
-                    next_k, runs_each = k + taps * products_of(g, channels), taps // 2 + 1
-                    _multiply_turned(
-                        g, weight, bias, group, k, next_k, first_row, last_row, address_of(staged), first, last, panel, each,
-                        runs, runs_each, run_counts, result + first * width * result_like.itemsize, result_like.itemsize,
-                    )  # fmt: skip
-        if g[STAGED]:
-            _unstage(g, staged, stage, first_row * g[BLOCK], min(last_row * g[BLOCK], g[ROWS]), result, first, last, result_like)
+        while task >= parts[part, LAST_TASK]:
+            part += 1
+        if tabled[0] != part:
+            tabled[0], tabled[1] = part, -1
+            origins[:, 0] = pack.NOWHERE
+        g = parts[part]
+        task -= parts[part - 1, LAST_TASK] if part > 0 else 0
+        _compute(
+            g, shifts[g[SHIFTS] :], weight, bias, source, result + g[RESULT], skipping, source_like, result_like,
+            task, panel, staged, table, counts, runs, run_counts, origins, tabled,
+        )  # fmt: skip
 
 
 @kernel(forceinline=True)
-def _multiply_panel(g, weight, bias, group, k, first_row, last_row, into, number, panel, runs, run_count):  # type: ignore[no-untyped-def]
+def _panel_size(g, width):  # type: ignore[no-untyped-def]
+    return products_of(g, g[CHANNELS_AT_ONCE]) * g[pack.TAPS_AT_ONCE] * width
+
+
+@kernel(forceinline=True)
+def _stage_size(g, width):  # type: ignore[no-untyped-def]
+    """Elements of the staged results of one panel."""
+    return g[STAGED_ROW] * (width if g[TURNED] else g[ROWS] + TILE_ROWS)
+
+
+@kernel(forceinline=True)
+def _compute(  # type: ignore[no-untyped-def]
+    g, shifts, weight, bias, source, result, skipping, source_like, result_like,
+    task, panel, staged, table, counts, runs, run_counts, origins, tabled,
+):  # fmt: skip
+    """One task of a part, in the memory of its thread.
+
+    tabled : int64 array: the part, the first panel and the first tap that the tables are of.
+    """
+    lanes = lanes_of(weight)
+    width, unit = TILE_VECTORS * lanes, lanes if g[TURNED] else TILE_ROWS
+    each, stage, units = _panel_size(g, width), _stage_size(g, width), -(-g[ROWS] // unit)
+    split, member = task % g[SPLITS], task // g[SPLITS]
+    run, member = member // (g[IMAGES] * g[GROUPS]), member % (g[IMAGES] * g[GROUPS])
+    image, group = member // g[GROUPS], member % g[GROUPS]
+    first = run * g[PANELS] - min(run, g[SHORT])
+    last = min(first + g[PANELS] - (1 if run < g[SHORT] else 0), -(-g[PIXELS] // width))
+    first_row, last_row = units * split // g[SPLITS], units * (split + 1) // g[SPLITS]
+    source += (image * g[SOURCE_IMAGE] + group * g[CHANNELS] * g[pack.SOURCE_CHANNEL]) * source_like.itemsize
+    result += (image * g[RESULT_IMAGE] + group * g[ROWS] // g[pack.COMPONENTS] * g[RESULT_CHANNEL]) * result_like.itemsize
+    apart = (stage if g[STAGED] else width) * weight.itemsize
+    for channel in range(0, g[CHANNELS], g[CHANNELS_AT_ONCE]):
+        channels, at = min(g[CHANNELS_AT_ONCE], g[CHANNELS] - channel), source + channel * g[pack.SOURCE_CHANNEL] * source_like.itemsize
+        for tap in range(0, max(g[KERNEL], 1), g[pack.TAPS_AT_ONCE]):
+            taps = min(g[pack.TAPS_AT_ONCE], g[KERNEL] - tap)
+            k = products_of(g, channel) * g[KERNEL] + tap * g[pack.COMPONENTS]
+            if first != tabled[1] or tap != tabled[2]:
+                fill_tables(g, shifts, first, last, g[PIXELS], tap, taps, lanes, table, counts, origins)
+                tabled[1], tabled[2] = first, tap
+            into = address_of(staged) if g[STAGED] else result + first * apart
+            for number in range(first, last):
+                i = number - first
+                start, run = (i * each, i * (taps // 2 + 1)) if g[TURNED] else (0, 0)
+                run_counts[i] = pack_panel(g, table, counts, origins, i, taps, at, channels, skipping, source_like, panel, start, runs, run)
+                if not g[TURNED]:
+                    next_i = i + 1 if number + 1 < last else 0
+                    next_at = at if next_i else at + channels * g[pack.SOURCE_CHANNEL] * source_like.itemsize
+                    _multiply_panel(
+                        g, weight, bias, group, k, first_row, last_row, into, number, panel, runs, run_counts[i],
+                        table, counts, origins, next_i if taps == 1 else NOTHING, next_at, channels, source_like,
+                    )  # fmt: skip
+                into += apart
+            if g[TURNED]:
+                next_k, runs_each = k + taps * products_of(g, channels), taps // 2 + 1
+                _multiply_turned(
+                    g, weight, bias, group, k, next_k, first_row, last_row, address_of(staged), first, last, panel, each,
+                    runs, runs_each, run_counts, result + first * width * result_like.itemsize, result_like.itemsize,
+                )  # fmt: skip
+    if g[STAGED]:
+        _unstage(g, staged, stage, first_row * unit, min(last_row * unit, g[ROWS]), result, first, last, result_like)
+
+
+@kernel(forceinline=True)
+def _multiply_panel(  # type: ignore[no-untyped-def]
+    g, weight, bias, group, k, first_row, last_row, into, number, panel, runs, run_count,
+    table, counts, origins, next_i, next_at, channels, like,
+):  # fmt: skip
     """Row blocks [first_row, last_row) of a group's weight, from product ``k`` on, times a panel, into the result or the staged copy.
 
-    ``into`` is the byte address of the panel's first pixel there.
+    into : byte address of the panel's first pixel there.
+    next_i, next_at : which table the panel that is packed next has, or NOTHING, and the address of its first channel: of its lines one
+        after the other is asked for, in all channels, in the time of one tile each.
     """
-    width = TILE_VECTORS * lanes_of(weight)
+    width, between = TILE_VECTORS * lanes_of(weight), g[pack.SOURCE_CHANNEL] * like.itemsize
     columns = min(width, g[PIXELS] - number * width)
     step, products = g[STAGED_ROW] if g[STAGED] else g[RESULT_CHANNEL], products_of(g, g[CHANNELS]) * g[KERNEL]
     for row in range(first_row, last_row):
         block = group * -(-g[ROWS] // TILE_ROWS) + row
         offset = g[WEIGHT] + (block * products + k) * TILE_ROWS
         address, rows = into + row * TILE_ROWS * step * weight.itemsize, min(TILE_ROWS, g[ROWS] - row * TILE_ROWS)
+        ahead, ahead_step = address, 0
+        if next_i != NOTHING and row - first_row < lines_of(g, counts, next_i):
+            ahead, ahead_step = next_at + line_of(g, table, counts, origins, next_i, row - first_row, like), between
         multiply_tile(
-            runs, 0, run_count, weight, offset, TILE_ROWS, panel, 0, 0, address, step, rows, columns, k, bias, block * TILE_ROWS, address, 0
+            runs, 0, run_count, weight, offset, TILE_ROWS, panel, 0, 0, address, step, rows, columns, k, bias, block * TILE_ROWS,
+            ahead, ahead_step,
         )  # fmt: skip
 
 
 @kernel(forceinline=True)
 def _multiply_turned(  # type: ignore[no-untyped-def]
-    g,
-    weight,
-    bias,
-    group,
-    k,
-    next_k,
-    first_row,
-    last_row,
-    staged,
-    first,
-    last,
-    panel,
-    each,
-    runs,
-    runs_each,
-    run_counts,
-    result,
-    result_item,
-):
-    """Row blocks times the panels [first, last) with the roles of the two turned: pixels are broadcast, rows of the weight are lanes.
+    g, weight, bias, group, k, next_k, first_vector, last_vector, staged, first, last, panel, each, runs, runs_each, run_counts,
+    result, result_item,
+):  # fmt: skip
+    """Vectors of rows [first_vector, last_vector) of the weight times the panels [first, last) with the roles of the two turned: pixels
+    are broadcast, rows are lanes.
 
     Each block of the weight is read from far away while the one before is multiplied.
     """
-    width = TILE_VECTORS * lanes_of(weight)
-    products, blocks = products_of(g, g[CHANNELS]) * g[KERNEL], -(-g[ROWS] // width)
-    for row in range(first_row, last_row):
-        block, columns = group * blocks + row, min(width, g[ROWS] - row * width)
+    lanes = lanes_of(weight)
+    width, products = TILE_VECTORS * lanes, products_of(g, g[CHANNELS]) * g[KERNEL]
+    start, vector = group * -(-g[ROWS] // width), first_vector  # the group's first block
+    while vector < last_vector:
+        block, lane = start + vector // TILE_VECTORS, vector % TILE_VECTORS * lanes
+        after = min(vector - vector % TILE_VECTORS + TILE_VECTORS, last_vector)
+        columns = min((after - vector) * lanes, g[ROWS] - vector * lanes)
         offset = g[WEIGHT] + (block * products + k) * width
-        ahead = offset + products * width if row + 1 < last_row else g[WEIGHT] + ((group * blocks + first_row) * products + next_k) * width
-        ahead, ahead_step = address_of(weight) + ahead * weight.itemsize, LINE_BYTES
+        ahead = (block + 1) * products + k if after < last_vector else (start + first_vector // TILE_VECTORS) * products + next_k
+        ahead, ahead_step = address_of(weight) + (g[WEIGHT] + ahead * width) * weight.itemsize, LINE_BYTES
         ahead_end = ahead + (next_k - k) * width * weight.itemsize
         for number in range(first, last):
             i, pixels = number - first, min(width, g[PIXELS] - number * width)
             for pixel in range(0, pixels, TILE_ROWS):
-                address = staged + ((i * width + pixel) * g[STAGED_ROW] + row * width) * weight.itemsize
+                address = staged + ((i * width + pixel) * g[STAGED_ROW] + vector * lanes) * weight.itemsize
                 multiply_tile(
-                    runs, i * runs_each, run_counts[i], panel, i * each + pixel, width, weight, offset, 1, address, g[STAGED_ROW],
-                    min(TILE_ROWS, pixels - pixel), columns, k, bias, block * width, ahead, ahead_step,
+                    runs, i * runs_each, run_counts[i], panel, i * each + pixel, width, weight, offset + lane, 1, address, g[STAGED_ROW],
+                    min(TILE_ROWS, pixels - pixel), columns, k, bias, block * width + lane, ahead, ahead_step,
                 )  # fmt: skip
                 ahead += (next_k - k) * ahead_step
                 if ahead >= ahead_end and next_k == products:  # the weight is there: now the lines that _unstage will write
-                    ahead, ahead_end = result + row * width * g[RESULT_CHANNEL] * result_item, NEVER
+                    ahead, ahead_end = result + vector * lanes * g[RESULT_CHANNEL] * result_item, NEVER
+        vector = after
 
 
 @kernel(forceinline=True)

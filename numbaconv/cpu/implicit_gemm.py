@@ -35,7 +35,7 @@ from . import pack
 from .direct import Direct
 from .elements import like
 from .gemm import TILE_ROWS, TILE_VECTORS
-from .gemm_shape import MOST_PANELS, MOST_PARTS, MOST_TURNED_BYTES, GemmShape, blocking, splits_of
+from .gemm_shape import MOST_PANELS, MOST_PARTS, MOST_TURNED_BYTES, GemmShape, blocking, division
 from .gemm_worker import (
     ALIGNMENT,
     BLOCK,
@@ -45,19 +45,21 @@ from .gemm_worker import (
     GROUPS,
     IMAGES,
     KERNEL,
+    LAST_TASK,
     PANELS,
     PIXELS,
     RESULT,
     RESULT_CHANNEL,
     RESULT_IMAGE,
     ROWS,
+    RUNS,
     SCATTERED,
-    SOURCE,
+    SHIFTS,
+    SHORT,
     SOURCE_IMAGE,
     SPLITS,
     STAGED,
     STAGED_ROW,
-    TASKS,
     TURNED,
     WEIGHT,
     work,
@@ -100,11 +102,13 @@ class ImplicitGemm:
 
 
 class Placed(NamedTuple):
-    """A part of the problem in given layouts: geometry without addresses, shifts, byte offset of its first result pixel, unsplit tasks."""
+    """The parts of the problem in given layouts and for a number of threads.
+
+    geometry : a row a part, without addresses; shifts : of all parts; tasks : of all parts.
+    """
 
     geometry: NDArray[np.int64]
     shifts: NDArray[np.int64]
-    first: int
     tasks: int
 
 
@@ -119,15 +123,16 @@ class ImplicitGemmSetup(GemmShape):
     @cached_property
     def workspace(self) -> int:
         """Upper bound of the bytes that ``run`` allocates: of each thread a panel, tables, and a copy of a panel's results."""
-        width, item, most = TILE_VECTORS * self.lanes, self.kind.sums.itemsize, 0
-        stage, panels = self._staged_panels * self._stage, self._staged_panels if self.turned else 1
+        width, item = TILE_VECTORS * self.lanes, self.kind.sums.itemsize
+        panel = numbers = 0
         for part in self.parts:
             channels, taps = blocking(self.channels, tap_count(part), self.kind)
             tables = MOST_PANELS * (taps * (2 * TILE_VECTORS * self.slots(part[2].size) + 2) + 8)
             pieces = 4 * (width + 1) * min(len(part[2].taps), taps)
-            numbers = tables + pieces + 6 * width + TILE_VECTORS
-            most = max(most, panels * self.kind.products(channels) * taps * width * item + stage + ALIGNMENT + numbers * 8)
-        own = most_threads() * most + FIELDS * 8
+            numbers = max(numbers, tables + pieces + 6 * width + TILE_VECTORS)
+            panel = max(panel, self.kind.products(channels) * taps * width * item)
+        panels, stage = self._staged_panels if self.turned else 1, self._staged_panels * self._stage
+        own = most_threads() * (panels * panel + stage + ALIGNMENT + (numbers + 4) * 8)
         return max(own, Direct().setup(self.problem).workspace) if self.problem.transposed else own
 
     @cached_property
@@ -209,35 +214,37 @@ class ImplicitGemmSetup(GemmShape):
         if self.problem.transposed and not finite[0]:
             Direct().setup(self.problem).run(source, packed[1:], result)
             return
-        seconds = self.seconds * source.shape[0] / len(self.parts)
-        threads, from_address, to_address = team_size(seconds), address(source), address(result)
-        placed_parts = self._layouts(source, result)
-        if self.problem.transposed and not all(placed.geometry[KERNEL] for placed in placed_parts) and not bias.view(np.uint8).any():
+        seconds = self.seconds * source.shape[0]
+        placed, met = self._layouts(source, result, team_size(seconds))
+        if len(met.geometry) < len(placed.geometry) and not bias.view(np.uint8).any():
             result[...] = 0  # all at once takes less time than every other cell
-            placed_parts = [placed for placed in placed_parts if placed.geometry[KERNEL]]
-        for placed in placed_parts:
-            g, tasks = placed.geometry.copy(), placed.tasks
-            g[SOURCE], g[RESULT], g[pack.SKIPPING] = from_address, to_address + placed.first, finite[0]
-            if threads > 1:
-                splits = splits_of(tasks, self.row_blocks, threads)
-                tasks *= splits
-                g[SPLITS], g[TASKS] = splits, tasks
-            share(work, (g, placed.shifts, weight, bias, *self._likes), tasks, seconds)
+            placed = met
+        arguments = (placed.geometry, placed.shifts, weight, bias, address(source), address(result), int(finite[0]), *self._likes)
+        share(work, arguments, placed.tasks, seconds)
 
     @cached_property
     def _likes(self) -> tuple[AnyArray, AnyArray]:
         return like(self.problem.dtype), like(self.problem.out_dtype)
 
     @cached_property
-    def _layouts(self) -> Layouts[list[Placed]]:
-        def place(source: AnyArray, result: AnyArray) -> list[Placed]:
-            return [
-                self._place(part, start, len(source), source.strides, result.strides) for part, start in zip(self.parts, self.weight_starts)
+    def _layouts(self) -> Layouts[tuple[Placed, Placed]]:
+        """Of the source's and the result's layout and the number of threads: all parts, and those that meet a tap."""
+
+        def place(source: AnyArray, result: AnyArray, threads: int) -> tuple[Placed, Placed]:
+            parts = [
+                self._place(part, start, len(source), source.strides, result.strides, threads)
+                for part, start in zip(self.parts, self.weight_starts)
             ]
+            everything = _together(parts)
+            met = [part for part in parts if part[0][KERNEL]]
+            return everything, everything if len(met) == len(parts) else _together(met)
 
         return Layouts(place)
 
-    def _place(self, part: Part, start: int, batch: int, source: tuple[int, ...], result: tuple[int, ...]) -> Placed:
+    def _place(
+        self, part: Part, start: int, batch: int, source: tuple[int, ...], result: tuple[int, ...], threads: int
+    ) -> tuple[NDArray[np.int64], list[int]]:
+        """A part's fields, and shifts."""
         p, g = self.problem, np.zeros(FIELDS, np.int64)
         item, result_item = (ELEMENTS[dtype].storage.itemsize for dtype in (p.dtype, p.out_dtype))
         lines = merged([
@@ -259,12 +266,21 @@ class ImplicitGemmSetup(GemmShape):
         g[SCATTERED], g[pack.TOGETHER], g[pack.COMPONENTS] = not is_contiguous(lines), self.kind.together, self.kind.components
         g[STAGED] = g[SCATTERED] or self._narrows or self.turned
         g[TURNED], g[BLOCK], g[STAGED_ROW] = self.turned, self.block, self._staged_row
-        panels = -(-pixel_count(part) // (TILE_VECTORS * self.lanes))
-        repeat = self.columns(lines[2].size)
-        most = min(max(1, PANELS_A_TASK // repeat) * repeat, self._staged_panels if g[STAGED] else MOST_PANELS, panels)
-        runs = -(-panels // most)
-        g[PANELS] = most if most % repeat == 0 else -(-panels // runs)  # tables serve again from one run to the next, or runs are even
-        tasks = runs * batch * p.groups
-        g[SPLITS], g[TASKS] = 1, tasks
-        shifts = np.array([shift for line in lines for shift in line.shifts], np.int64)
-        return Placed(g, shifts, sum(axis.first * step for axis, step in zip(part, result[2:])), tasks)
+        g[RESULT] = sum(axis.first * step for axis, step in zip(part, result[2:]))
+        vectors, repeat = -(-pixel_count(part) // self.lanes), self.columns(lines[2].size)
+        most = min(max(1, PANELS_A_TASK // repeat) * repeat, self._staged_panels if g[STAGED] else MOST_PANELS, -(-vectors // TILE_VECTORS))
+        g[PANELS], g[SHORT], g[RUNS], g[SPLITS] = division(
+            vectors, self.rows, self.lanes if self.turned else TILE_ROWS, self.channels, batch * p.groups, most, repeat, threads
+        )
+        return g, [shift for line in lines for shift in line.shifts]
+
+
+def _together(parts: list[tuple[NDArray[np.int64], list[int]]]) -> Placed:
+    """Parts one after the other, with their tasks and shifts numbered through."""
+    geometry, shifts, tasks = np.zeros((len(parts), FIELDS), np.int64), list[int](), 0
+    for g, (own, own_shifts) in zip(geometry, parts):
+        tasks += int(own[RUNS] * own[SPLITS] * own[IMAGES] * own[GROUPS])
+        g[:] = own
+        g[LAST_TASK], g[SHIFTS] = tasks, len(shifts)
+        shifts += own_shifts
+    return Placed(geometry, np.array(shifts, np.int64), tasks)

@@ -22,7 +22,7 @@ from numba.extending import intrinsic
 from ..padding import PADDING, source_index
 from .compile import kernel
 from .elements import components_of, converted, paired
-from .gemm import TILE_VECTORS
+from .gemm import LINE_BYTES, TILE_VECTORS
 from .simd import Case, Vectors, data_pointer, int64, lanes_of, switch
 
 UNIT, EVEN, SPREAD = 0, 1, 2
@@ -34,7 +34,7 @@ UNROLLED = (1, 2, 4)
 
 # Fields of the geometry, an int64 array: first three axes each, then single numbers.  Strides and steps count elements.
 SOURCE_SIZE, SOURCE_STRIDE, RESULT_SIZE, RESULT_STRIDE, STEP, TAPS = range(0, 18, 3)
-MODE, SPACING, LANE_STEP, SOURCE_CHANNEL, SLOTS, SKIPPING, TAPS_AT_ONCE, TOGETHER, COMPONENTS, FIELDS = range(18, 28)
+MODE, SPACING, LANE_STEP, SOURCE_CHANNEL, SLOTS, TAPS_AT_ONCE, TOGETHER, COMPONENTS, FIELDS = range(18, 27)
 
 NOWHERE = -(1 << 62)
 
@@ -210,12 +210,12 @@ def products_of(g, channels):  # type: ignore[no-untyped-def]
 
 
 @kernel(forceinline=True)
-def pack_panel(geometry, table, counts, origins, number, taps, source, channels, like, panel, start, runs, first_run):  # type: ignore[no-untyped-def]
+def pack_panel(geometry, table, counts, origins, number, taps, source, channels, skipping, like, panel, start, runs, first_run):  # type: ignore[no-untyped-def]
     """Fill panel[start:] with what ``taps`` tabled taps of ``channels`` channels read, tap after tap; its table is the one at ``number``.
 
     source : byte address of the first channel, of elements as in the array ``like``.  Returns the number of runs (first k, number of
-    products) written to ``runs`` from pair ``first_run`` on: one with everything, or more where taps are left out because they read
-    padding alone.
+    products) written to ``runs`` from pair ``first_run`` on: one with everything, or more where taps are left out, with ``skipping``,
+    because they read padding alone.
     """
     g = geometry
     width, first, products = TILE_VECTORS * lanes_of(panel), number * g[TAPS_AT_ONCE], products_of(g, channels)
@@ -223,7 +223,7 @@ def pack_panel(geometry, table, counts, origins, number, taps, source, channels,
     found, position = first_run, start
     going = False
     for tap in range(first, first + taps):
-        if counts[tap] == 0 and g[SKIPPING]:
+        if counts[tap] == 0 and skipping:
             going = False
             continue
         if not going:
@@ -235,6 +235,21 @@ def pack_panel(geometry, table, counts, origins, number, taps, source, channels,
         copy_tap(g[SPACING], g[LANE_STEP], source, g[SOURCE_CHANNEL], channels, table, entry, g[SLOTS], counts[tap], panel, position, like)
         position += products * width
     return found - first_run
+
+
+@kernel(forceinline=True)
+def lines_of(g, counts, number):  # type: ignore[no-untyped-def]
+    """How many cache lines the first tap of the panel at ``number`` begins to read in each channel; none where cells are gathered."""
+    return 0 if g[SPACING] == SPREAD else (g[SPACING] + 1) * TILE_VECTORS * counts[number * g[TAPS_AT_ONCE]]
+
+
+@kernel(forceinline=True)
+def line_of(g, table, counts, origins, number, line, like):  # type: ignore[no-untyped-def]
+    """Bytes from a channel's first cell to one of these lines."""
+    tap, each = number * g[TAPS_AT_ONCE], g[SPACING] + 1
+    entry, count = line // each, counts[tap]
+    entry = (tap * TILE_VECTORS + entry // count) * g[SLOTS] + entry % count
+    return (table[entry, 0] + origins[number, 4]) * like.itemsize + line % each * LINE_BYTES
 
 
 # ---- copying -----------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from numbaconv.axes import UNIT_LINE, Line, merged, pixel_count, taps_that_meet
 from numbaconv.cpu import threads
 from numbaconv.cpu.elements import kind_of
 from numbaconv.cpu.gemm import TILE_ROWS, TILE_VECTORS
-from numbaconv.cpu.gemm_shape import DEPTH, MOST_PARTS, blocking
+from numbaconv.cpu.gemm_shape import DEPTH, MOST_PARTS, blocking, division
 from numbaconv.cpu.implicit_gemm import ImplicitGemm, ImplicitGemmSetup
 from numbaconv.cpu.target import Target, _from_features, target
 
@@ -65,6 +65,8 @@ BLOCKS = [
     case("fwd", (80, 97), (7, 7), ic=3, oc=4, s=2, p=3, mode="reflect"),
     case("fwd", (300, 7), (29, 7), ic=1, oc=4, p=((9, 2), 3)),
     case("igrad", (4, 50, 48), (2, 3, 3), ic=2, oc=3, p=(0, 1, 1), d=(1, 2, 1)),
+    # one tap of every second cell, of which the next panel's lines are asked for
+    case("fwd", (40, 45), (1, 1), ic=2 * DEPTH + 1, oc=9 * TILE_ROWS, s=2, b=1),
     # groups, batches, few and many filters
     case("fwd", (20, 30), (3, 3), ic=6, oc=3 * 11, g=3, mb=3, p=1),
     case("fwd", (4, 3), (1, 1), ic=70, oc=130, mb=5, t="f64"),
@@ -310,6 +312,26 @@ def test_blocking_covers_everything(channels: int, kernel: int, dtype: str) -> N
     at_once, taps = blocking(channels, kernel, kind)
     assert 1 <= at_once <= channels + kind.together - 1 and 1 <= taps <= max(kernel, 1) and kind.products(at_once) * taps <= DEPTH
     assert taps == max(kernel, 1) or at_once == kind.together, "the packed weight runs through all taps of a block of channels"
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 64])
+@pytest.mark.parametrize("members", [1, 3, 50])
+@pytest.mark.parametrize(
+    "vectors, most, repeat", [(1, 1, 1), (4, 2, 49), (13, 5, 49), (49, 7, 7), (49, 16, 196), (784, 7, 7), (5000, 16, 300)]
+)
+def test_division_covers_every_panel_once(vectors: int, most: int, repeat: int, members: int, threads: int) -> None:
+    for rows, unit in ((128, TILE_ROWS), (3, TILE_ROWS), (2048, 16)):
+        d, panels = division(vectors, rows, unit, 64, members, most, repeat, threads), -(-vectors // TILE_VECTORS)
+        firsts = [run * d.panels - min(run, d.short) for run in range(d.runs)]
+        lasts = [min(first + d.panels - (run < d.short), panels) for run, first in enumerate(firsts)]
+        assert [0, *lasts] == [*firsts, panels] and all(first < last for first, last in zip(firsts, lasts))
+        assert d.panels <= most and 1 <= d.splits <= -(-rows // unit) and (threads > 1 or d.splits == 1)
+
+
+def test_division_gives_every_thread_as_much() -> None:
+    """A small plane is cut into runs; one of a panel or two into shares of the rows."""
+    assert division(49, 128, TILE_ROWS, 256, 1, 7, 7, 2)[2:] == (4, 1)
+    assert division(4, 2048, 16, 512, 1, 2, 49, 2)[2:] == (1, 2)
 
 
 REASONS = {
