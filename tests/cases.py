@@ -110,6 +110,8 @@ def _geometry() -> Iterator[str]:
         yield case("igrad", (3, 4), (3, 2), s=s, d=d, op=op, p=1)
     yield case("igrad", (3, 2, 3), (2, 3, 2), s=2, op=1, p=1, b=1)
     yield case("igrad", (5,), (2,), s=4, op=3, b=1)  # cells that no tap reaches: their bias alone
+    for b in (0, 1):
+        yield case("igrad", (1,), (1,), s=3, p=1, op=2, b=b)  # nothing but such cells
     for t in ("f32", "f16", "c64"):
         yield case("igrad", (4, 3), (1, 2), s=(2, 3), op=(1, 2), ic=3, oc=9, mb=2, t=t)  # and nothing
     yield case("fwd", (64, 65), (2, 2), s=31)

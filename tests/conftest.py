@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+LONGEST = 900  # seconds of a test: many times what any takes
 Python = Callable[..., str]
+
+
+@pytest.fixture(autouse=True)
+def ends() -> Iterator[None]:
+    """A test that does not end ends its process, after the traceback: compiled code cannot be interrupted."""
+    faulthandler.dump_traceback_later(LONGEST, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture

@@ -56,8 +56,10 @@ def _next_task(counter):  # type: ignore[no-untyped-def]  # Numba compares the s
 def share(worker: Callable[..., None], arguments: tuple[Any, ...], tasks: int, seconds: float) -> None:
     """Run ``worker(*arguments, counter)`` on this thread, or one on each of several threads.
 
-    ``seconds`` estimates the whole work on one thread.
+    ``seconds`` estimates the whole work on one thread.  A worker is not called without a task.
     """
+    if tasks == 0:
+        return
     threads = min(team_size(seconds), tasks)
     counter = np.zeros(1, np.int64)
     if config.DISABLE_JIT:
