@@ -108,6 +108,8 @@ def _may_live_on_a_device(kind: type, value: Any) -> bool:
 
 def check_alike(first: str, a: Any, second: str, b: Any) -> None:
     """Both in the same memory (TypeError for host and device, ValueError for two devices) and of one dtype (TypeError)."""
+    if type(a) is type(b) is np.ndarray and a.dtype is b.dtype:
+        return
     if device_number(a) != device_number(b):
         error = TypeError if HOST in (device_number(a), device_number(b)) else ValueError
         raise error(f"{second} must live where {first} does, got {first} in {place_of(a)} and {second} in {place_of(b)}: copy one of them")
@@ -254,6 +256,18 @@ def storage_view(array: AnyArray) -> AnyArray:
     """The same memory with the dtype that kernels use: float16 and bfloat16 as uint16."""
     storage = ELEMENTS[name_of(array)].storage
     return array if array.dtype == storage else array.view(storage)
+
+
+def five(array: Any, rank: int) -> Any:
+    """The (N, C, D, H, W) view of a NumPy array of ``rank`` spatial axes, batched or not."""
+    if array.ndim == 5:
+        return array
+    if array.ndim == rank + 1:
+        array = array[None]
+    return array[_UNIT_AXES[rank]]
+
+
+_UNIT_AXES: dict[int, Sequence[Any]] = {rank: (slice(None), slice(None)) + (None,) * (3 - rank) for rank in (1, 2, 3)}
 
 
 def dtype_named(name: str) -> np.dtype[Any]:

@@ -15,7 +15,7 @@ def _five(shape: tuple[int, ...], strides: tuple[int, ...], rank: int) -> tuple[
 
 
 @functools.lru_cache(maxsize=1024)
-def _extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int]:
+def extent_of(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int]:
     """Bytes from the element with index 0 to the lowest and to the highest one."""
     reaches = [step * (n - 1) for step, n in zip(strides, shape) if n]
     return sum(min(0, reach) for reach in reaches), sum(max(0, reach) for reach in reaches)
@@ -100,7 +100,7 @@ class DeviceArray:
     @property
     def extent(self) -> tuple[int, int]:
         """Addresses of the array's first byte and behind its last."""
-        low, high = _extent(self.shape, self.strides)
+        low, high = extent_of(self.shape, self.strides)
         return self.pointer + low, self.pointer + high + self.itemsize
 
     def __repr__(self) -> str:

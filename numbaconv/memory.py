@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from .arrays import ELEMENTS, AnyArray, allocate, check_memory, check_out, dtype_named, name_of, native, storage_view
+from .arrays import ELEMENTS, AnyArray, allocate, check_memory, check_out, dtype_named, five, name_of, native, storage_view
 from .device import DeviceArray
 
 
 class Repeating(Protocol):
-    """Calls of one plan with ``out``, of layouts that have been checked and prepared in an earlier call."""
+    """Calls of one plan, of layouts that have been checked and prepared in an earlier call."""
 
-    def __call__(self, input: Any, out: Any) -> bool:
-        """Compute and say True; or say False, with nothing done, where the usual way has to look."""
+    def __call__(self, input: Any, out: Any) -> Any:
+        """Compute and return what the caller gets; or return None, with nothing done, where the usual way has to look."""
         ...
 
     def remember(self, input: Any, result: Any) -> None:
@@ -123,8 +122,12 @@ class Host:
     def settle(self, packed: tuple[Any, ...]) -> None:
         pass
 
-    def repeating(self, setup: Any, rank: int, packed: tuple[Any, ...]) -> None:
-        return None
+    def repeating(self, setup: Any, rank: int, packed: tuple[Any, ...]) -> Repeating | None:
+        if not hasattr(setup, "call") or setup.problem.transposed:
+            return None
+        from .cpu.calls import Repeat
+
+        return Repeat(setup, rank, packed)
 
     def conjugate(self, array: Any, out: Any = None) -> Any:
         return np.conjugate(array, out=out)
@@ -153,16 +156,6 @@ class Host:
         return result
 
 
-def five(array: Any, rank: int) -> Any:
-    """The (N, C, D, H, W) view of a NumPy array of ``rank`` spatial axes, batched or not."""
-    if array.ndim == 5:
-        return array
-    if array.ndim == rank + 1:
-        array = array[None]
-    return array[_UNIT_AXES[rank]]
-
-
-_UNIT_AXES: dict[int, Sequence[Any]] = {rank: (slice(None), slice(None)) + (None,) * (3 - rank) for rank in (1, 2, 3)}
 HOST = Host()
 
 

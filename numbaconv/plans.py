@@ -130,8 +130,10 @@ class Plan:
         put on the input's stream, or on ``stream``, and not waited for; with ``out`` nothing is allocated where ``workspace`` is 0.
         """
         x = check_array("input", input)
-        if stream is None and out is not None and self._repeat is not None and self._repeat(x, out):
-            return out
+        if stream is None and self._repeat is not None:
+            repeated = self._repeat(x, out)
+            if repeated is not None:
+                return repeated
         if name_of(x) != self.problem.dtype:
             raise TypeError(f"input must have dtype {self.problem.dtype} for this plan, got {name_of(x)}")
         if device_number(x) != self._device:

@@ -28,7 +28,7 @@ LAYERS = """
     cpu/copies cpu/winograd_transforms
     cpu/depthwise_kernel cpu/fft_kernel cpu/filter_kernel
     cpu/pack cpu/pack_weight cpu/rows cpu/weight_tiles cpu/winograd_products cpu/winograd_tables
-    cpu/depthwise_tasks cpu/direct_weight cpu/gemm_worker cpu/fft_layout cpu/filter_layout cpu/weight_kernels cpu/winograd_weight
+    cpu/calls cpu/depthwise_tasks cpu/direct_weight cpu/gemm_worker cpu/fft_layout cpu/filter_layout cpu/weight_kernels cpu/winograd_weight
     cpu/winograd_kernels
     cpu/weight_blocking
     cpu/weight_grad
@@ -65,8 +65,8 @@ LAYERS = """
 LEVEL = {name: level for level, names in enumerate(LAYERS.strip().splitlines()) for name in names.split()}
 # The side of a device, loaded inside a function when it is first asked for.
 UPWARDS = {
-    ("choose", "cpu"), ("choose", "cuda"), ("arrays", "cuda/arrays"), ("memory", "cuda/memory"), ("columns", "cuda/columns"),
-    ("parameters", "cuda"), ("parameters", "cuda/transfers"),
+    ("choose", "cpu"), ("choose", "cuda"), ("arrays", "cuda/arrays"), ("memory", "cuda/memory"), ("memory", "cpu/calls"),
+    ("columns", "cuda/columns"), ("parameters", "cuda"), ("parameters", "cuda/transfers"),
 }  # fmt: skip
 COMMANDS = {"bench", "demo", "warmup", "__main__"}  # may look into cpu, to say what it compiles for
 LLVMLITE = {"copies", "elements", "filter_kernel", "halves", "simd", "target", "winograd_weight"}  # of cpu; cuda/ptx too

@@ -46,6 +46,13 @@ def _without_literals(template: Function) -> Function:
     return lambda arguments, keywords: template(tuple(unliteral(a) for a in arguments), keywords)
 
 
+def only_specialised(function: Function) -> Function:
+    """The same kernel, which no call compiles: TypeError for argument types that it has not been specialised for."""
+    if isinstance(function, Dispatcher):
+        vars(function)["_can_compile"] = False  # what disable_compile() does, which asks for one signature first
+    return function
+
+
 def specialise(dispatcher: Any, arguments: tuple[types.Type, ...]) -> None:
     """Compile a kernel for exactly these argument types, to which every call is then converted.
 

@@ -26,11 +26,12 @@ from ..choose import Accuracy
 from ..layouts import Layouts
 from ..problem import Problem, Triple
 from . import depthwise_tasks as tasks
+from .calls import Call
 from .depthwise_kernel import PIXELS
 from .direct import Direct
 from .layouts import address
 from .target import target
-from .threads import most_threads, share
+from .threads import most_threads
 
 MOST_BYTES = 768 << 10  # of a task's boxes: they stay in the second-level cache
 MOST_PARTS = 64  # of an input gradient
@@ -203,14 +204,16 @@ class DepthwiseSetup:
         return finite, np.ascontiguousarray(packed.reshape(blocks, lanes, p.taps).swapaxes(1, 2)).reshape(-1), biases
 
     def run(self, source: AnyArray, packed: tuple[AnyArray, ...], result: AnyArray) -> None:
-        finite, weight, bias, *_ = packed
-        if self.problem.transposed and not finite[0]:
+        if self.problem.transposed and not packed[0][0]:
             Direct().setup(self.problem).run(source, packed[1:], result)
-            return
-        g, (parts, taps) = self._layouts(source, result).copy(), self._tables
-        g[tasks.SOURCE], g[tasks.RESULT] = address(source), address(result)
-        g[tasks.SKIPPING] = finite[0] and g[tasks.MODE] == 0
-        share(tasks.worker, (g, parts, taps, weight, bias), int(g[tasks.TASKS]), self.layout.seconds * len(source))
+        else:
+            self.call(source, packed, result).run(address(source), address(result))
+
+    def call(self, source: AnyArray, packed: tuple[AnyArray, ...], result: AnyArray) -> Call:
+        """``run`` with a weight that is finite or not transposed."""
+        finite, weight, bias, *_ = packed
+        g = self._layouts(source, result, bool(finite[0]))
+        return Call(tasks.worker, (g, *self._tables, weight, bias), int(g[tasks.TASKS]), self.layout.seconds * len(source))
 
     @cached_property
     def _tables(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -236,13 +239,12 @@ class DepthwiseSetup:
     def _layouts(self) -> Layouts[NDArray[np.int64]]:
         return Layouts(self._geometry)
 
-    def _geometry(self, source: AnyArray, result: AnyArray) -> NDArray[np.int64]:
-        """The geometry but for addresses."""
+    def _geometry(self, source: AnyArray, result: AnyArray, finite: bool) -> NDArray[np.int64]:
         p, layout, g = self.problem, self.layout, np.zeros(tasks.FIELDS, np.int64)
         g[tasks.CHANNELS], g[tasks.MODE] = p.in_channels, PADDING_MODES.index(p.padding_mode)
         g[tasks.SOURCE_BYTES], g[tasks.RESULT_BYTES] = layout.bytes
         g[tasks.BOXES], g[tasks.BOXES + 1] = layout.boxes
-        g[tasks.DEEP] = p.kernel[0] > 1
+        g[tasks.DEEP], g[tasks.SKIPPING] = p.kernel[0] > 1, finite and p.padding_mode == "zeros"
         g[tasks.TASKS] = len(source) * self._blocks * math.prod(layout.boxes)
         g[tasks.SOURCE_STEP : tasks.SOURCE_STEP + 5], g[tasks.RESULT_STEP : tasks.RESULT_STEP + 5] = source.strides, result.strides
         for axis in range(3):

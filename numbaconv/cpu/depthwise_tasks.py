@@ -13,7 +13,7 @@ from .threads import next_task
 ALIGNMENT = 64
 
 # Fields of the geometry, an int64 array.  Steps count bytes, of image, channel and the axes; BOXES has two fields, what follows it three.
-CHANNELS, MODE, SKIPPING, DEEP, SOURCE_BYTES, RESULT_BYTES, TASKS, SOURCE, RESULT, SOURCE_STEP = range(10)
+CHANNELS, MODE, SKIPPING, DEEP, SOURCE_BYTES, RESULT_BYTES, TASKS, SOURCE_STEP = range(8)
 RESULT_STEP, BOXES = SOURCE_STEP + 5, SOURCE_STEP + 10
 BOX, EXTENT, RESULTS, STEP, STRIDE, ORIGIN, SIZE, RESULT_SIZE, LOW, HIGH, FIELDS = range(BOXES + 2, BOXES + 35, 3)
 
@@ -130,8 +130,11 @@ def _store_box(like, g, sums, channels, first, second, result):  # type: ignore[
 
 
 @kernel()
-def worker(geometry, parts, taps, weight, bias, counter):  # type: ignore[no-untyped-def]
-    """Tasks until none is left: each a box of as many channels of one image as a vector has lanes."""
+def worker(source, result, geometry, parts, taps, weight, bias, counter):  # type: ignore[no-untyped-def]
+    """Tasks until none is left: each a box of as many channels of one image as a vector has lanes.
+
+    source, result : int64 byte addresses.
+    """
     g, lanes, item = borrowed(geometry), lanes_of(weight), weight.itemsize
     memory = np.zeros((g[SOURCE_BYTES] + g[RESULT_BYTES] + ALIGNMENT) // item, weight.dtype)
     blocks, each = -(-g[CHANNELS] // lanes), len(weight) // len(bias) * lanes * item
@@ -146,9 +149,9 @@ def worker(geometry, parts, taps, weight, bias, counter):  # type: ignore[no-unt
         down, rest = rest % g[BOXES] * g[BOX], rest // g[BOXES]
         block, image = rest % blocks, rest // blocks
         channels = min(lanes, g[CHANNELS] - block * lanes)
-        source = g[SOURCE] + image * g[SOURCE_STEP] + block * lanes * g[SOURCE_STEP + 1]
-        result = g[RESULT] + image * g[RESULT_STEP] + block * lanes * g[RESULT_STEP + 1]
-        _copy_box(like, g, source, channels, down, across, box)
+        own = source + image * g[SOURCE_STEP] + block * lanes * g[SOURCE_STEP + 1]
+        to = result + image * g[RESULT_STEP] + block * lanes * g[RESULT_STEP + 1]
+        _copy_box(like, g, own, channels, down, across, box)
         weights, biases = address_of(weight) + block * each, address_of(bias) + block * lanes * item
         _sum_box(like, g, table, shifts, weights, biases, down, across, box, sums)
-        _store_box(like, g, sums, channels, down * g[STRIDE], across * g[STRIDE + 1], result)
+        _store_box(like, g, sums, channels, down * g[STRIDE], across * g[STRIDE + 1], to)

@@ -33,6 +33,7 @@ from .fft_kernel import passes_of, twiddles_of
 from .fft_layout import MOST_SPECTRA, MOST_TILES, Layout, layout_of
 from .filter import Filter
 from .filter_gradient import GradientPart, gradient_parts
+from .layouts import address
 from .target import target
 from .threads import most_threads, share
 
@@ -141,14 +142,14 @@ class FftSetup:
             return
         (p, part), layout, (weight, bias) = self._forward, self.layout, rest
         source = part.of_source(source) if part else source
-        g, (passes, twiddles) = self._layouts(source, result).copy(), self._tables
-        g[tasks.SOURCE], g[tasks.RESULT] = _address(source), _address(result)
+        g, (passes, twiddles) = self._layouts(source, result), self._tables
         spectra, wrong = (
             np.empty(layout.spectra_bytes // layout.itemsize, p.dtype),
             np.zeros((len(source), p.groups, 2 * layout.pairs), bool),
         )
         share(tasks.weight_worker, (g, passes, twiddles, weight, spectra), len(weight), layout.weight_seconds)
-        share(tasks.tile_worker, (g, passes, twiddles, spectra, bias, wrong), int(g[tasks.TASKS]), layout.tile_seconds * len(source))
+        arguments = address(source), address(result), g, passes, twiddles, spectra, bias, wrong
+        share(tasks.tile_worker, arguments, int(g[tasks.TASKS]), layout.tile_seconds * len(source))
         if wrong.any():
             self._run_again(source, weight, bias, result, np.argwhere(wrong.any(axis=1)))
 
@@ -191,7 +192,6 @@ class FftSetup:
         return Layouts(self._geometry)
 
     def _geometry(self, source: AnyArray, result: AnyArray) -> NDArray[np.int64]:
-        """The geometry but for addresses."""
         p, layout, g = self.layout.problem, self.layout, np.zeros(tasks.FIELDS, np.int64)
         g[tasks.GROUPS], g[tasks.SOURCES], g[tasks.RESULTS], g[tasks.PAIRS] = p.groups, p.in_per_group, p.out_per_group, layout.pairs
         g[tasks.ITEM], g[tasks.MODE], g[tasks.ROW] = layout.itemsize, PADDING_MODES.index(p.padding_mode), layout.row * layout.itemsize
@@ -218,8 +218,3 @@ class FftSetup:
 def by_definition(p: Problem) -> Setup:
     found = Filter()
     return found.setup(p) if found.supports(p) is None else Direct().setup(p)
-
-
-def _address(array: AnyArray) -> int:
-    address: int = array.__array_interface__["data"][0]
-    return address

@@ -19,9 +19,9 @@ from .threads import next_task
 
 # Fields of the geometry, an int64 array.  Steps count bytes.  Fields with an axis have three: the outer, the inner, the width.
 (
-    GROUPS, SOURCES, RESULTS, PAIRS, MODE, ROW, TILE, COLUMN, BUFFER, TASKS, SOURCE, RESULT, SOURCE_IMAGE, SOURCE_CHANNEL, RESULT_IMAGE,
+    GROUPS, SOURCES, RESULTS, PAIRS, MODE, ROW, TILE, COLUMN, BUFFER, TASKS, SOURCE_IMAGE, SOURCE_CHANNEL, RESULT_IMAGE,
     RESULT_CHANNEL, ITEM, LENGTH,
-) = range(18)  # fmt: skip
+) = range(16)  # fmt: skip
 USEFUL, TILES, SIZE, LOW, MET, RESULT_SIZE, SOURCE_STEP, RESULT_STEP, TAPS, GAP, FIELDS = range(LENGTH + 3, LENGTH + 34, 3)
 MOST_PASSES = 4
 PASS_FIELDS = 1 + 3 * MOST_PASSES  # how many; radix, distance and the place of the twiddles in bytes of each
@@ -239,10 +239,10 @@ def _store_tile(like, g, passes, twiddles, bias, result, origins, tile, buffer, 
 
 
 @kernel()
-def tile_worker(geometry, passes, twiddles, spectra, bias, wrong, counter):  # type: ignore[no-untyped-def]
+def tile_worker(source, result, geometry, passes, twiddles, spectra, bias, wrong, counter):  # type: ignore[no-untyped-def]
     """Tasks until none is left: each a pair of tiles of one image and group.
 
-    wrong[image, group, tile] is set where a result is not finite.
+    source, result : int64 byte addresses; wrong[image, group, tile] is set where a result is not finite.
     """
     g, item = borrowed(geometry), spectra.itemsize
     memory = np.empty((max(g[SOURCES], g[RESULTS]) * g[TILE] + g[BUFFER] + ALIGNMENT) // item, spectra.dtype)
@@ -261,11 +261,11 @@ def tile_worker(geometry, passes, twiddles, spectra, bias, wrong, counter):  # t
         masks = borrowed(masks_memory)
         _find_cells(g, pair, lanes_of(spectra), origins, maps, masks)
         for channel in range(g[SOURCES]):
-            source = g[SOURCE] + image * g[SOURCE_IMAGE] + (group * g[SOURCES] + channel) * g[SOURCE_CHANNEL]
-            _load_tile(like, g, table, factors, source, origins, maps, masks, tile + channel * g[TILE], buffer)
+            own = source + image * g[SOURCE_IMAGE] + (group * g[SOURCES] + channel) * g[SOURCE_CHANNEL]
+            _load_tile(like, g, table, factors, own, origins, maps, masks, tile + channel * g[TILE], buffer)
         _multiply_tiles(like, g, table, factors, address_of(spectra) + group * g[RESULTS] * g[SOURCES] * each, tile, buffer)
         for number in range(g[RESULTS]):
             channel = group * g[RESULTS] + number
-            result = g[RESULT] + image * g[RESULT_IMAGE] + channel * g[RESULT_CHANNEL]
+            to = result + image * g[RESULT_IMAGE] + channel * g[RESULT_CHANNEL]
             at, flags = tile + number * g[TILE], borrowed(wrong)[image, group, 2 * pair :]
-            _store_tile(like, g, table, factors, address_of(bias) + channel * item, result, origins, at, buffer, flags)
+            _store_tile(like, g, table, factors, address_of(bias) + channel * item, to, origins, at, buffer, flags)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +15,11 @@ from ..arrays import AnyArray
 from ..layouts import Layouts
 from ..problem import Problem
 from . import filter_tasks as tasks
+from .calls import Call
 from .elements import NUMBERS
 from .filter_layout import Layout, layout_of
 from .layouts import address
-from .threads import most_threads, share
+from .threads import most_threads
 
 
 @dataclass(frozen=True)
@@ -61,18 +63,19 @@ class FilterSetup:
         return np.concatenate(parts, axis=1).reshape(-1), padded.reshape(-1), finite
 
     def run(self, source: AnyArray, packed: tuple[AnyArray, ...], result: AnyArray) -> None:
+        self.call(source, packed, result).run(address(source), address(result))
+
+    def call(self, source: AnyArray, packed: tuple[AnyArray, ...], result: AnyArray) -> Call:
+        """``run``."""
         weight, bias, finite = packed
-        call = self._calls(source, result, bool(finite[0]))
-        g = call.geometry.copy()
-        g[tasks.SOURCE], g[tasks.RESULT] = address(source), address(result)
-        g[tasks.SOURCE_END] += g[tasks.SOURCE]
-        share(tasks.worker(call.layout.tile), (g, call.tables, weight, bias), int(g[tasks.TASKS]), len(source) * call.layout.seconds)
+        layout, g, tables = self._layouts(source, result, bool(finite[0]))
+        return Call(tasks.worker(layout.tile), (g, tables, weight, bias), int(g[tasks.TASKS]), len(source) * layout.seconds)
 
     @cached_property
-    def _calls(self) -> Layouts[Call]:
-        return Layouts(self._call)
+    def _layouts(self) -> Layouts[Placed]:
+        return Layouts(self._place)
 
-    def _call(self, source: AnyArray, result: AnyArray, finite: bool) -> Call:
+    def _place(self, source: AnyArray, result: AnyArray, finite: bool) -> Placed:
         contiguous = source.strides[4] == source.itemsize
         layout = layout_of(self.problem, contiguous)
         g, tables = _tables(layout)
@@ -83,11 +86,10 @@ class FilterSetup:
         g[tasks.SOURCE_END] = source.itemsize + sum((n - 1) * max(0, step) for n, step in zip(source.shape, source.strides))
         shares = -(-self.problem.groups // layout.groups_at_once)
         g[tasks.TASKS] = len(source) * shares * self.problem.out_size[0] * layout.downs * layout.acrosses
-        return Call(layout, g, tables)
+        return Placed(layout, g, tables)
 
 
-@dataclass(frozen=True)
-class Call:
+class Placed(NamedTuple):
     """What a call with arrays of certain layouts needs: how it is cut, the geometry and the tables."""
 
     layout: Layout

@@ -25,13 +25,14 @@ from .threads import next_task
 Function = Callable[..., Any]
 
 # Fields of the geometry, an int64 array.  Steps count bytes, COLUMN_STEP elements; SIZE, LOW and MET have two fields, for the depth and
-# the rows; LOADED and STORED are the numbers of the dtypes of source and result; SOURCE_END is the address behind the source's memory.
+# the rows; LOADED and STORED are the numbers of the dtypes of source and result; SOURCE_END is where the source's memory ends, counted
+# from its first element.
 (
     GROUPS, DEPTH, HEIGHT, WIDTH, SOURCES, RESULTS, BLOCKS, PLANES, TAPS, DEPTH_STRIDE, DEPTH_GAP, ROW_STRIDE, COLUMN_STRIDE, COLUMN_GAP,
     COLUMN_REACH, SOURCE_WIDTH, LEFT, MODE, TILE_CHANNELS, TILE_ROWS, TILE_COLUMNS, HEIGHTS, SPACING, UNIT, REMAINDERS, TURNS, TILES,
     COLUMNS, PHASE_CELLS, GROUPS_AT_ONCE, ENTRIES, COPIES, SCRATCH, MASKS, STRAIGHT, FOLDED, ROW_STEP, BLOCK_WEIGHTS, REMAINDER_TABLE,
-    TAP_TABLE, BAND_TABLE, SKIPPING, VECTORS, TASKS, LOADED, STORED, COLUMN_STEP, SOURCE_END, SOURCE, RESULT, SOURCE_STEP,
-) = range(51)  # fmt: skip
+    TAP_TABLE, BAND_TABLE, SKIPPING, VECTORS, TASKS, LOADED, STORED, COLUMN_STEP, SOURCE_END, SOURCE_STEP,
+) = range(49)  # fmt: skip
 RESULT_STEP, SIZE, LOW, MET, FIELDS = SOURCE_STEP + 5, SOURCE_STEP + 10, SOURCE_STEP + 12, SOURCE_STEP + 14, SOURCE_STEP + 16
 
 _source_index = kernel()(source_index)
@@ -254,10 +255,10 @@ def _sum_groups(g, tables, weight, bias, first, groups, result, rows, columns, b
 
 # ---- tasks -------------------------------------------------------------------------------------------------------------
 @_template
-def _worker(geometry, tables, weight, bias, counter):  # type: ignore[no-untyped-def]
+def _worker(source, result, geometry, tables, weight, bias, counter):  # type: ignore[no-untyped-def]
     """Tasks until none is left: each a block of result rows and columns of one plane, for some groups of one image.
 
-    weight, bias : arrays of the dtype of the sums.
+    source, result : int64 byte addresses; weight, bias : arrays of the dtype of the sums.
     """
     g, lanes, spare = borrowed(geometry), lanes_of(weight), ALIGNMENT // weight.itemsize
     memory = np.zeros(g[SCRATCH] + spare, weight.dtype)
@@ -285,12 +286,12 @@ def _worker(geometry, tables, weight, bias, counter):  # type: ignore[no-untyped
             masked, low = across, min(cells, max(0, -origin))
             high = max(low, min(cells, g[SOURCE_WIDTH] - origin))
             _set_masks(g, low, high, columns, lanes, masks, copied)
-        start = g[SOURCE] + image * g[SOURCE_STEP] + first * g[SOURCES] * g[SOURCE_STEP + 1]
+        start = source + image * g[SOURCE_STEP] + first * g[SOURCES] * g[SOURCE_STEP + 1]
         if g[STRAIGHT]:
             highest = _point_lines(g, table, start + origin * weight.itemsize, groups, d, down, address_of(scratch), lines)
             # Lanes beyond the columns may read what follows a row, but not what follows the source.
             read = -(-columns // g[TILE_COLUMNS]) * g[TILE_COLUMNS] + g[COLUMN_REACH] - 1
-            if highest + read * weight.itemsize <= g[SOURCE_END]:
+            if highest + read * weight.itemsize <= source + g[SOURCE_END]:
                 masks = masks[g[MASKS] // 2 :]
         if planned != d * g[HEIGHT] + down:
             planned = d * g[HEIGHT] + down
@@ -299,7 +300,7 @@ def _worker(geometry, tables, weight, bias, counter):  # type: ignore[no-untyped
                 found = _plan_copies(g, table, d, down, scratch, lines, copies)
         if not g[STRAIGHT]:
             _copy_rows(g, start, groups, origin, cells, low, high, copied, scratch, copies, found)
-        start = g[RESULT] + image * g[RESULT_STEP] + first * g[RESULTS] * g[RESULT_STEP + 1]
+        start = result + image * g[RESULT_STEP] + first * g[RESULTS] * g[RESULT_STEP + 1]
         start += d * g[RESULT_STEP + 2] + down * g[RESULT_STEP + 3] + across * g[RESULT_STEP + 4]
         _sum_groups(g, table, borrowed(weight), borrowed(bias), first, groups, start, rows, columns, bands, masks, lines, stage)
 

@@ -23,7 +23,7 @@ NEVER, NOTHING = 1 << 62, -1
 
 
 @kernel()
-def work(parts, shifts, weight, bias, source, result, skipping, source_like, result_like, counter):  # type: ignore[no-untyped-def]
+def work(source, result, parts, shifts, weight, bias, skipping, source_like, result_like, counter):  # type: ignore[no-untyped-def]
     """Tasks of any part until none is left: each some panels of one image and group, and a share of the rows.
 
     parts : int64 array, a row of fields each; shifts : int64 array, those of all parts.

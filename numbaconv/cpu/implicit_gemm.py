@@ -32,6 +32,7 @@ from ..choose import Accuracy
 from ..layouts import Layouts
 from ..problem import Problem
 from . import pack
+from .calls import Call
 from .direct import Direct
 from .elements import like
 from .gemm import TILE_ROWS, TILE_VECTORS
@@ -67,7 +68,7 @@ from .gemm_worker import (
 from .layouts import address
 from .pack_weight import as_real, pack_weight
 from .target import target
-from .threads import most_threads, share, team_size
+from .threads import most_threads, team_size
 
 PANELS_A_TASK = 8  # about; while they pass, one K block of the weight stays in the second-level cache
 STAGED_BYTES = 256 << 10  # of results that are staged, unless one panel needs more
@@ -210,17 +211,20 @@ class ImplicitGemmSetup(GemmShape):
         return Layouts(order)
 
     def run(self, source: AnyArray, packed: tuple[AnyArray, ...], result: AnyArray) -> None:
-        finite, weight, bias, *_ = packed
-        if self.problem.transposed and not finite[0]:
+        if self.problem.transposed and not packed[0][0]:
             Direct().setup(self.problem).run(source, packed[1:], result)
-            return
+        else:
+            self.call(source, packed, result).run(address(source), address(result))
+
+    def call(self, source: AnyArray, packed: tuple[AnyArray, ...], result: AnyArray) -> Call:
+        """``run``, but for zeros where no tap is met, with a weight that is finite or not transposed."""
+        finite, weight, bias, *_ = packed
         seconds = self.seconds * source.shape[0]
         placed, met = self._layouts(source, result, team_size(seconds))
         if len(met.geometry) < len(placed.geometry) and not bias.view(np.uint8).any():
             result[...] = 0  # all at once takes less time than every other cell
             placed = met
-        arguments = (placed.geometry, placed.shifts, weight, bias, address(source), address(result), int(finite[0]), *self._likes)
-        share(work, arguments, placed.tasks, seconds)
+        return Call(work, (placed.geometry, placed.shifts, weight, bias, int(finite[0]), *self._likes), placed.tasks, seconds)
 
     @cached_property
     def _likes(self) -> tuple[AnyArray, AnyArray]:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numba import types
 from numba.np.numpy_support import from_dtype
 
 from ..arrays import AnyArray
-from .compile import call_specialised, kernel, specialise
+from .compile import call_specialised, kernel, only_specialised, specialise
 from .simd import address_of
-
-_known: set[tuple[np.dtype[Any], int]] = set()
 
 
 def readable_memory(array: AnyArray) -> AnyArray:
@@ -45,16 +41,14 @@ def place_and_steps(array: AnyArray) -> list[int]:
 
 def address(array: AnyArray) -> int:
     """Byte address of element [0, 0, ...], in a fifth of the time that NumPy's own attributes take to tell it."""
-    key = array.dtype, array.ndim
-    if key not in _known:
-        specialise(_address, (types.Array(from_dtype(array.dtype), array.ndim, "A", readonly=True),))
-        _known.add(key)
     try:
-        return int(_address(array))
-    except RuntimeError:  # another thread has just specialised it for another dtype
+        return _address(array)  # type: ignore[no-any-return]
+    except (TypeError, RuntimeError):  # not specialised yet for this dtype and rank, or just now for another, by another thread
+        specialise(_address, (types.Array(from_dtype(array.dtype), array.ndim, "A", readonly=True),))
         return int(call_specialised(_address, array))
 
 
+@only_specialised
 @kernel()
 def _address(array):  # type: ignore[no-untyped-def]
     return address_of(array)

@@ -30,6 +30,7 @@ from ..choose import Accuracy
 from ..layouts import Layouts
 from ..problem import Problem
 from . import winograd_tables as tables
+from .calls import Call
 from .elements import NUMBERS
 from .gemm import TILE_ROWS, TILE_VECTORS
 from .layouts import address
@@ -327,18 +328,19 @@ class WinogradSetup:
         return packed, filters, bias
 
     def run(self, source: AnyArray, packed: tuple[Any, ...], result: AnyArray) -> None:
-        seconds = self.seconds * len(source)
-        threads = team_size(seconds)
-        placed, factors = self._layouts(source, result, threads)
-        g, raw = placed.copy(), PACKED
-        g[tables.SOURCE], g[tables.RESULT] = address(source), address(result)
+        self.call(source, packed, result).run(address(source), address(result))
+
+    def call(self, source: AnyArray, packed: tuple[Any, ...], result: AnyArray) -> Call:
+        """``run``, but for packing what has not been packed."""
+        seconds, raw = self.seconds * len(source), PACKED
+        g, factors = self._layouts(source, result, team_size(seconds))
         if isinstance(packed[0], Raw):
             raw, bias = packed
             if g[tables.TASKS] == g[tables.GROUPS] * g[tables.SPLITS]:  # one task takes all tiles: each weight is read once
                 packed = np.empty(0, self.sums), np.empty(0, self.sums), bias
             else:
                 packed = self._pack(raw, bias)
-        share(worker, (shape_of(factors), g, raw.numbers, raw.taps, *packed), int(g[tables.TASKS]), seconds)
+        return Call(worker, (shape_of(factors), g, raw.numbers, raw.taps, *packed), int(g[tables.TASKS]), seconds)
 
     @cached_property
     def _layouts(self) -> Layouts[tuple[NDArray[np.int64], tuple[Factor, ...]]]:

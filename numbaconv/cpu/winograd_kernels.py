@@ -86,13 +86,14 @@ class Workspace(NamedTuple):
 
 # ---- tasks -------------------------------------------------------------------------------------------------------------
 @kernel()
-def worker(shape, geometry, numbers, taps, weight, filters, bias, counter):  # type: ignore[no-untyped-def]
+def worker(source, result, shape, geometry, numbers, taps, weight, filters, bias, counter):  # type: ignore[no-untyped-def]
     """Tasks until none is left: each a block of tiles, some tiles deep, and a share of the filters.
 
-    shape : the factors; weight, filters : packed, see winograd_weight, or empty: then each pass packs its own, by ``numbers`` and ``taps``.
-    bias : all.
+    source, result : int64 byte addresses; shape : the factors; bias : all.
+    weight, filters : packed, see winograd_weight, or empty: then each pass packs its own, by ``numbers`` and ``taps``.
     """
-    g = geometry
+    g = geometry.copy()
+    g[SOURCE], g[RESULT] = source, result
     row_blocks, each, products = -(-g[FILTERS] // TILE_ROWS), g[CHANNELS] * TILE_ROWS, g[PRODUCTS]
     passes, own, block = -(-row_blocks // g[ROW_BLOCKS]), len(weight) == 0, each * g[TAPS] * g[TAPS + 1] * g[TAPS + 2]
     work = _workspace(g, weight)

@@ -23,19 +23,21 @@ class Repeat:
         self._setup, self._rank, self._packed = setup, rank, packed
         self._known: dict[Any, Known] = {}
 
-    def __call__(self, input: Any, out: Any) -> bool:
+    def __call__(self, input: Any, out: Any) -> Any:
+        if out is None:
+            return None
         x, y = input, read_device_array("out", out)
         if y is None or type(x) is not DeviceArray:
-            return False
+            return None
         known = self._known.get(_key(x, y))
         if known is None or not y.writeable or x.stream != y.stream:
-            return False
+            return None
         launches, x_low, x_high, y_low, y_high = known
         source, result = x.pointer, y.pointer
         if source + x_low < result + y_high and result + y_low < source + x_high:
-            return False  # whether they share elements takes a closer look
+            return None  # whether they share elements takes a closer look
         launch(launches, x.stream, source, self._packed, result)
-        return True
+        return out
 
     def remember(self, input: DeviceArray, result: DeviceArray) -> None:
         x, y = input, result
