@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,9 @@ from numbaconv.choose import registry
 from .cases import PROBLEMS, arguments, call, dtype_of, integer_arrays
 from .checks import DEFINITION, assert_same, poisoned, taking
 from .conftest import Python
+
+GROUPLESS = Problem.parse("f32_fwd_mb2g1_ic16ih10iw11_oc16kh3kw3_s1x1_p1:1x1:1_d1x1_zeros_b0")
+ONE_EACH = Problem.parse("f32_fwd_mb2g16_ic16ih10iw11_oc16kh3kw3_s1x1_p1:1x1:1_d1x1_zeros_b0")
 
 
 def planned(p: Problem, w: np.ndarray, b: np.ndarray | None, input_or_shape: object = None, **options: object) -> numbaconv.Plan:
@@ -39,6 +43,78 @@ def test_a_plan_computes_what_the_function_computes(problem: Problem) -> None:
     _, out = poisoned(expected.shape, expected.dtype)
     assert p(x, out) is out and p(x, out=out) is out
     assert_same(out, expected)
+
+
+@pytest.mark.parametrize(
+    "groups, algorithm", [(1, name) for name in taking(str(GROUPLESS))] + [(16, name) for name in taking(str(ONE_EACH))]
+)  # fmt: skip
+def test_later_calls_do_what_first_ones_do(groups: int, algorithm: str) -> None:
+    """A plan remembers layouts that it has met.  Whatever comes then is taken or refused as a plan does that has met none."""
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((16, 16 // groups, 3, 3)).astype(np.float32)
+    x = rng.standard_normal((2, 16, 10, 11)).astype(np.float32)
+    shape = (2, 16, 10, 11)
+
+    def fresh() -> numbaconv.Plan:
+        return plan(x, w, None, padding=1, groups=groups, algorithm=algorithm)
+
+    def outcome(p: numbaconv.Plan, make: Callable[[], tuple[object, ...]]) -> object:
+        arguments = make()
+        try:
+            result = p(*arguments)
+        except (TypeError, ValueError) as error:
+            return type(error), str(error)
+        assert len(arguments) == 1 or result is arguments[1]
+        return type(result), result.dtype, result.strides, result.tobytes()
+
+    def shared(step: int) -> tuple[object, ...]:
+        """An input and an ``out`` that overlap, or touch."""
+        memory = np.zeros(2 * x.size, np.float32)
+        memory[: x.size] = x.ravel()
+        return memory[: x.size].reshape(x.shape), memory[x.size - step : 2 * x.size - step].reshape(shape)
+
+    def misaligned(array: np.ndarray) -> np.ndarray:
+        memory = np.zeros(array.nbytes + 1, np.uint8)[1:].view(np.float32).reshape(array.shape)
+        memory[...] = array
+        return memory
+
+    def locked(array: np.ndarray) -> np.ndarray:
+        array.flags.writeable = False
+        return array
+
+    scenes: dict[str, Callable[[], tuple[object, ...]]] = {
+        "same": lambda: (x,),
+        "other values": lambda: (2 * x,),
+        "out": lambda: (x, np.full(shape, np.nan, np.float32)),
+        "read-only": lambda: (locked(x.copy()),),
+        "read-only out": lambda: (x, locked(np.zeros(shape, np.float32))),
+        "one image": lambda: (x[0],),
+        "one of a batch": lambda: (x[:1],),
+        "no images": lambda: (x[:0],),
+        "channels last": lambda: (np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2),),
+        "backwards": lambda: (x[:, :, ::-1, ::-1],),
+        "broadcast": lambda: (np.broadcast_to(x[:1, :1], x.shape),),
+        "misaligned": lambda: (misaligned(x),),
+        "misaligned out": lambda: (x, misaligned(np.zeros(shape, np.float32))),
+        "the other byte order": lambda: (x.astype(">f4"),),
+        "out of the other byte order": lambda: (x, np.zeros(shape, ">f4")),
+        "channels last out": lambda: (x, np.zeros((2, 10, 11, 16), np.float32).transpose(0, 3, 1, 2)),
+        "another dtype": lambda: (x.astype(np.float64),),
+        "out of another dtype": lambda: (x, np.zeros(shape)),
+        "another size": lambda: (x[..., 1:],),
+        "out of another size": lambda: (x, np.zeros((2, 16, 10, 10), np.float32)),
+        "in place": lambda: (lambda a: (a, a))(x.copy()),
+        "overlapping": lambda: shared(1),
+        "touching": lambda: shared(0),
+        "a list": lambda: (x.tolist(),),
+        "a subclass": lambda: (x.view(type("Sub", (np.ndarray,), {})),),
+    }
+    expected = {name: outcome(fresh(), make) for name, make in scenes.items()}
+    assert [name for name, found in expected.items() if isinstance(found[1], np.dtype)]  # type: ignore[index]
+    p = fresh()
+    for _ in range(3):
+        for name, make in scenes.items():
+            assert outcome(p, make) == expected[name], name
 
 
 @pytest.mark.parametrize("algorithm", taking("f32_fwd_mb2g1_ic16ih20iw20_oc24kh3kw3_s1x1_p1:1x1:1_d1x1_zeros_b1"))

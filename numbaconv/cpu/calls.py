@@ -14,6 +14,9 @@ from ..layouts import MOST_LAYOUTS
 from .layouts import address
 from .threads import share
 
+MOST_BYTES = 1 << 20
+"""Of a result: before a larger one is allocated, the memory is asked for room, and what that takes does not matter."""
+
 
 class Call(NamedTuple):
     """A worker's tasks for arrays of certain layouts."""
@@ -59,6 +62,8 @@ class Repeat:
         self._known: dict[Any, Known] = {}
 
     def __call__(self, input: Any, out: Any) -> Any:
+        if type(input) is not np.ndarray:
+            return None
         known = self._known.get((input.shape, input.strides, input.dtype, get_num_threads()))
         if known is None or not input.flags.aligned:
             return None
@@ -76,6 +81,8 @@ class Repeat:
         return result
 
     def remember(self, input: AnyArray, result: AnyArray) -> None:
+        if result.nbytes > MOST_BYTES:
+            return
         if not result.flags.carray or native(input) is not input or any(storage_view(a) is not a for a in (input, result)):
             return  # the kernel has not met these arrays themselves, or no layout that fresh results have
         call = self._setup.call(five(input, self._rank), self._packed, five(result, self._rank))
