@@ -6,13 +6,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from numba import get_num_threads
 
 from ..arrays import AnyArray, five, native, storage_view
 from ..device import extent_of
 from ..layouts import MOST_LAYOUTS
 from .layouts import address
-from .threads import share
+from .threads import share, team_size
 
 MOST_BYTES = 1 << 20
 """Of a result: before a larger one is allocated, the memory is asked for room, and what that takes does not matter."""
@@ -41,11 +40,12 @@ class Prepares(Protocol):
 
 
 class Known(NamedTuple):
-    """What depends on an input's layout alone: the result, the call, and the bytes that both take, from their first elements on."""
+    """What depends on an input's layout alone: the result, the call for a number of threads, and the bytes that both take, from their first elements on."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     call: Call
+    threads: int
     low: int
     high: int
     size: int
@@ -64,10 +64,12 @@ class Repeat:
     def __call__(self, input: Any, out: Any) -> Any:
         if type(input) is not np.ndarray:
             return None
-        known = self._known.get((input.shape, input.strides, input.dtype, get_num_threads()))
+        known = self._known.get((input.shape, input.strides, input.dtype))
         if known is None or not input.flags.aligned:
             return None
-        shape, dtype, call, low, high, size = known
+        shape, dtype, call, threads, low, high, size = known
+        if threads != team_size(call.seconds):
+            return None
         if out is None:
             result = np.empty(shape, dtype)
         elif type(out) is np.ndarray and out.shape == shape and out.dtype == dtype and out.flags.carray:
@@ -89,5 +91,5 @@ class Repeat:
         low, high = extent_of(input.shape, input.strides)
         if len(self._known) >= MOST_LAYOUTS:
             self._known.clear()
-        known = Known(result.shape, result.dtype, call, low, high + input.itemsize, result.nbytes)
-        self._known[input.shape, input.strides, input.dtype, get_num_threads()] = known
+        known = Known(result.shape, result.dtype, call, team_size(call.seconds), low, high + input.itemsize, result.nbytes)
+        self._known[input.shape, input.strides, input.dtype] = known
