@@ -283,7 +283,7 @@ def dtype_named(name: str) -> np.dtype[Any]:
 def allocate(shape: Sequence[int], dtype: np.dtype[Any], workspace: int = 0) -> AnyArray:
     """A fresh C-contiguous array; MemoryError at once when it and ``workspace`` bytes pass the physical memory."""
     check_memory(math.prod(shape) * dtype.itemsize + workspace)
-    return np.empty(tuple(shape), dtype)
+    return np.empty(shape, dtype)
 
 
 def check_memory(needed: int) -> None:

@@ -71,6 +71,7 @@ from .target import target
 from .threads import most_threads, team_size
 
 PANELS_A_TASK = 8  # about; while they pass, one K block of the weight stays in the second-level cache
+_PAIRED = np.dtype(np.int16)
 STAGED_BYTES = 256 << 10  # of results that are staged, unless one panel needs more
 
 
@@ -162,38 +163,37 @@ class ImplicitGemmSetup(GemmShape):
     def packed_bytes(self) -> int:
         return (self.weight_starts[-1] + self._bias_size) * self.kind.sums.itemsize + 8
 
-    @property
+    @cached_property
     def _bias_size(self) -> int:
         """Elements of the padded bias, of which the microkernel may read some beyond the last row's."""
         return self.problem.groups * self.row_blocks * self.block + TILE_VECTORS * self.lanes
 
     # ---- arrays --------------------------------------------------------------------------------------------------
     def pack(self, weight: AnyArray, bias: AnyArray | None) -> tuple[AnyArray, ...]:
-        p = self.problem
-        given, finite = weight, np.ones(1, np.int64)
-        together, components = self.kind.together, self.kind.components
+        p, (sums, together, components), given = self.problem, self.kind, weight
         if components == 2:
             weight = as_real(weight, p.transposed)
-        weight = weight.astype(np.int16 if together == 2 else self.kind.sums, copy=False)
-        elements, spare = self.weight_starts[-1] * together, ALIGNMENT // weight.itemsize
-        packed = np.empty(elements + spare, weight.dtype)
-        first = -address(packed) // weight.itemsize % spare
-        packed = packed[first : first + elements]
+        element = _PAIRED if together == 2 else sums
+        if weight.dtype != element:
+            weight = weight.astype(element)
+        elements, spare = self.weight_starts[-1] * together, ALIGNMENT // element.itemsize
+        packed = np.empty(elements + spare, element)
+        first = -address(packed) // element.itemsize % spare
+        packed, place, finite = packed[first : first + elements], address(weight), True
         for start, numbers, taps in self._orders(weight, weight):
-            own = numbers.copy()
-            own[0] = address(weight)
-            finite[0] &= pack_weight(own, taps, packed, start * together)
-        if p.transposed and not finite[0]:
-            return finite, *Direct().setup(p).pack(given, bias)
+            finite &= pack_weight(place, numbers, taps, packed, start * together)
+        flag = np.array((finite,), np.int64)
+        if p.transposed and not finite:
+            return flag, *Direct().setup(p).pack(given, bias)
         padded = np.zeros(self._bias_size // components, ELEMENTS[p.dtype].accumulator)
         if bias is not None:
-            rows = padded[: p.groups * self.row_blocks * self.block // components].reshape(p.groups, -1)
+            rows = padded[: -(TILE_VECTORS * self.lanes // components)].reshape(p.groups, -1)
             rows[:, : p.result_channels // p.groups] = bias.reshape(p.groups, -1)
-        return finite, packed.view(self.kind.sums), padded.view(self.kind.sums)
+        return flag, *(numbers if numbers.dtype == sums else numbers.view(sums) for numbers in (packed, padded))
 
     @cached_property
     def _orders(self) -> Layouts[list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]]:
-        """Of a weight's layout: where each part's packed weight starts, and ``pack_weight``'s numbers, but the address, and taps."""
+        """Of a weight's layout: where each part's packed weight starts, and ``pack_weight``'s numbers and taps."""
 
         def order(weight: AnyArray, _: AnyArray) -> list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
             p, components = self.problem, self.kind.components
@@ -203,7 +203,7 @@ class ImplicitGemmSetup(GemmShape):
             found = []
             for start, part in dict(zip(self.weight_starts, self.parts)).items():
                 at_once = blocking(self.channels, tap_count(part), self.kind)[0] * components
-                numbers = [0, of_group, of_filter, of_channel, p.groups, self.rows, channels, at_once, self.kind.together, self.block]
+                numbers = [of_group, of_filter, of_channel, p.groups, self.rows, channels, at_once, self.kind.together, self.block]
                 offsets = [sum(k * step for k, step in zip(tap, steps[2:])) for tap in itertools.product(*(axis.taps for axis in part))]
                 found.append((start, np.array(numbers, np.int64), np.array(offsets, np.int64)))
             return found

@@ -26,10 +26,11 @@ def as_real(weight: AnyArray, transposed: bool) -> AnyArray:
 
 
 @kernel()
-def pack_weight(numbers, taps, packed, at):  # type: ignore[no-untyped-def]
+def pack_weight(address, numbers, taps, packed, at):  # type: ignore[no-untyped-def]
     """Write one part's weight as (groups, row blocks, K, rows of a block, together) from packed[at] on: K in the order of the panels.
 
-    numbers : int64 array: byte address, strides (elements) of a group, a filter and a channel, groups, filters, channels, the
+    address : int64 byte address of the weight.
+    numbers : int64 array: strides (elements) of a group, a filter and a channel, groups, filters, channels, the
         channels of a K block and those of one product (together), rows of a block, a multiple of TILE_ROWS.
     taps : int64 offsets of the part's taps.
     packed : array of the weight's dtype, of any content; missing rows and channels become zeros.
@@ -37,7 +38,7 @@ def pack_weight(numbers, taps, packed, at):  # type: ignore[no-untyped-def]
     Returns whether all numbers are finite.
     """
     finite = True
-    address, of_group, of_filter, of_channel, groups, filters, channels, at_once, together, block_rows = numbers
+    of_group, of_filter, of_channel, groups, filters, channels, at_once, together, block_rows = numbers
     row_blocks, products = -(-filters // block_rows), -(-channels // together) * len(taps)
     count = 0
     for first in range(0, channels if len(taps) else 0, at_once):

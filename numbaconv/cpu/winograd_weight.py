@@ -90,7 +90,7 @@ def pack_rows(shape, numbers, taps, group, row, filters, start, packed, at, step
     own = numbers.copy()
     own[0] += (group * numbers[1] + row * TILE_ROWS * numbers[2]) * filters.itemsize
     own[4], own[5] = 1, min(TILE_ROWS, numbers[5] - row * TILE_ROWS)
-    pack_weight(own, taps, filters, start)
+    pack_weight(own[0], own[1:], taps, filters, start)
     channels = numbers[6]
     for first in range(0, channels, TOGETHER):
         count = min(TOGETHER, channels - first)

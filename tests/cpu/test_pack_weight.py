@@ -65,8 +65,8 @@ def test_order(
     memory, base = np.random.default_rng(0).integers(1, 100, 100_000).astype(dtype), 50_000
     whole = expected(memory, base, strides, (2, filters, channels), at_once, taps, together, rows)
     packed = np.full(whole.size + 7, 111, dtype)
-    numbers = [memory.ctypes.data + base * memory.itemsize, *strides, 2, filters, channels, at_once, together, rows]
-    assert pack_weight(np.array(numbers, np.int64), np.array(taps, np.int64), packed, 3)
+    address, numbers = memory.ctypes.data + base * memory.itemsize, [*strides, 2, filters, channels, at_once, together, rows]
+    assert pack_weight(address, np.array(numbers, np.int64), np.array(taps, np.int64), packed, 3)
     np.testing.assert_array_equal(packed[3 : len(packed) - 4], whole.reshape(-1))
     assert (packed[:3] == 111).all() and (packed[len(packed) - 4 :] == 111).all(), "elements around were written"
 
@@ -75,8 +75,8 @@ def test_order(
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_what_is_not_finite_is_seen(bad: float, dtype: str) -> None:
     weight = np.full((11, 5, 3), np.finfo(dtype).max, dtype)
-    numbers = [weight.ctypes.data, 0, 15, 3, 1, 11, 5, 5, 1, TILE_ROWS]
-    arguments = np.array(numbers, np.int64), np.arange(3), np.empty(2 * TILE_ROWS * 15, dtype), 0
+    numbers = np.array([0, 15, 3, 1, 11, 5, 5, 1, TILE_ROWS])
+    arguments = weight.ctypes.data, numbers, np.arange(3), np.empty(2 * TILE_ROWS * 15, dtype), 0
     assert pack_weight(*arguments)
     for place in range(weight.size):
         before, weight.flat[place] = weight.flat[place], bad
