@@ -40,7 +40,8 @@ class Prepares(Protocol):
 
 
 class Known(NamedTuple):
-    """What depends on an input's layout alone: the result, the call for a number of threads, and the bytes that both take, from their first elements on."""
+    """What depends on an input's layout alone: the result, the call for a number of threads, and the bytes that both take, counted from
+    their first elements."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
