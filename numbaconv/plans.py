@@ -98,7 +98,8 @@ class Plan:
         self._choice = choice
         self._memory, self._device = memory_of(weight), device_number(weight)
         self._source, self._result = problem.source_shape[1:], problem.result_shape[1:]
-        check_memory(choice.setup.packed_bytes)
+        if self._device == HOST:  # a device has memory of its own, and its allocator refuses
+            check_memory(choice.setup.packed_bytes)
         self._packed = choice.setup.pack(self._memory.weight(weight, problem.rank), self._memory.bias(bias))
         self._memory.settle(self._packed)
         self._repeat = self._memory.repeating(choice.setup, problem.rank, self._packed)
