@@ -9,31 +9,45 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from .elements import NUMBERS, converted, each_stored, square
 from .gemm import TILE_ROWS
 from .simd import I64, Vectors, data_pointer, int64
 
 
 @intrinsic
-def copy_lines(typingctx, source, step, low, high, length, lines, count, target, position):  # type: ignore[no-untyped-def]
+def copy_lines(typingctx, source, number, step, low, high, length, lines, count, target, position):  # type: ignore[no-untyped-def]
     """Copy stretches of rows, zeros where they lie outside the source.
 
     target[position + lines[i, 1] + q] = source[lines[i, 0] + q * step] for low <= q < high, else 0, for i < count and q < length
 
     (and whatever fills the last vector of each, which the target must have room for); a line with lines[i, 2] != 0 is all zeros.
 
-    source : int64 byte address of cell 0, which need not exist; lines : int64 array (any, 3), C-contiguous, in the order of their targets;
-    target : one-dimensional contiguous array, float32 or float64.  All other arguments are int64 numbers, of elements.
+    source : int64 byte address of cell 0, which need not exist, of elements of the dtype with this number (``elements``); lines : int64
+    array (any, 3), C-contiguous, in the order of their targets; target : one-dimensional contiguous array of the dtype of the sums.  All
+    other arguments are int64 numbers, of elements.
     """
     n = types.int64
-    return types.void(n, n, n, n, n, lines, n, target, n), _emit_copy_lines
+    return types.void(n, n, n, n, n, n, lines, n, target, n), _emit_copy_lines
 
 
 def _emit_copy_lines(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    b = builder
-    source, step, low, high, length, _, count, _, position = arguments
-    v = Vectors(b, signature.args[7].dtype)
-    cells, lines = v.pointer(source), data_pointer(context, b, signature.args[5], arguments[5])
-    to = b.gep(data_pointer(context, b, signature.args[7], arguments[7]), [position])
+    source, number, step, low, high, length, _, count, _, position = arguments
+    v = Vectors(builder, signature.args[8].dtype)
+    lines = data_pointer(context, builder, signature.args[6], arguments[6])
+    to = builder.gep(data_pointer(context, builder, signature.args[8], arguments[8]), [position])
+    each_stored(v, number, lambda stored: _copy_stretches(v, stored, source, step, low, high, length, lines, count, to))
+    return context.get_dummy_value()
+
+
+def _copy_stretches(
+    v: Vectors, stored: Vectors, source: Any, step: Any, low: Any, high: Any, length: Any, lines: Any, count: Any, to: Any
+) -> None:
+    """Code of :func:`copy_lines` for elements of ``stored``."""
+    b, cells = v.builder, stored.pointer(source)
+
+    def place(line: Any, q: Any) -> Any:
+        return stored.at(cells, b.add(line, b.mul(q, step)))
+
     end, far = b.append_basic_block("copy.end"), b.append_basic_block("copy.far")
     switch = b.switch(step, far)
     for parts in (1, 2):  # cells side by side, or every second one
@@ -48,21 +62,20 @@ def _emit_copy_lines(context: Any, builder: Any, signature: Any, arguments: Any)
             return [b.and_(v.first(last, i * v.lanes), b.not_(v.first(first, i * v.lanes))) for i in range(parts)]
 
         def read(pointer: Any, wanted: list[Any], parts: int = parts) -> Any:
-            raw = [v.masked_load(v.at(pointer, i * v.lanes), mask) for i, mask in enumerate(wanted)]
-            return raw[0] if parts == 1 else v.shuffle(raw[0], raw[1], range(0, 2 * v.lanes, 2))
+            raw = [stored.masked_load(stored.at(pointer, i * v.lanes), mask) for i, mask in enumerate(wanted)]
+            return converted(raw[0] if parts == 1 else stored.shuffle(raw[0], raw[1], range(0, 2 * v.lanes, 2)), stored, v)
 
-        _copy_loops(v, lines, count, length, lambda line, q: v.at(cells, b.add(line, b.mul(q, step))), masks, read, to)
+        _copy_loops(v, lines, count, length, place, masks, read, to)
         b.branch(end)
     b.position_at_end(far)
     indices = b.mul(v.iota, v.splat(step))
     _copy_loops(
-        v, lines, count, length, lambda line, q: v.at(cells, b.add(line, b.mul(q, step))),
+        v, lines, count, length, place,
         lambda q: [b.and_(v.first(b.sub(high, q)), b.not_(v.first(b.sub(low, q))))],
-        lambda pointer, wanted: v.gather(pointer, indices, wanted[0]), to,
+        lambda pointer, wanted: converted(stored.gather(pointer, indices, wanted[0]), stored, v), to,
     )  # fmt: skip
     b.branch(end)
     b.position_at_end(end)
-    return context.get_dummy_value()
 
 
 def _copy_loops(
@@ -81,79 +94,60 @@ def _copy_loops(
 
 
 @intrinsic
-def store_row(typingctx, row, position, count, address):  # type: ignore[no-untyped-def]
-    """Write row[position + q] for q < count to the int64 byte address: ``row`` one-dimensional and contiguous, float32 or float64."""
-    n = types.int64
-    return types.void(row, n, n, n), _emit_store_row
-
-
-def _emit_store_row(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    b = builder
-    _, position, count, address = arguments
-    v = Vectors(b, signature.args[0].dtype)
-    row, to = b.gep(data_pointer(context, b, signature.args[0], arguments[0]), [position]), v.pointer(address)
-    with cgutils.for_range_slice(b, int64(0), count, int64(v.lanes), I64) as (q, _):
-        mask = v.first(b.sub(count, q))
-        v.masked_store(v.masked_load(v.at(row, q), mask), v.at(to, q), mask)
-    return context.get_dummy_value()
-
-
-@intrinsic
-def transpose(typingctx, source, row_step, column_step, rows, columns, target_address, target_step, like):  # type: ignore[no-untyped-def]
+def transpose(typingctx, source, number, row_step, column_step, rows, columns, target_address, target_step, like):  # type: ignore[no-untyped-def]
     """target[q * target_step + r] = source[r * row_step + q * column_step] for r < rows, q < columns, each at most a vector's lanes.
 
-    source, target_address : int64 byte addresses of elements of the dtype of the array ``like``.  All other arguments are int64
-    numbers, of elements.
+    source : int64 byte address of elements of the dtype with this number (``elements``); target_address : of elements of the dtype of
+    the array ``like``, that of the sums.  All other arguments are int64 numbers, of elements.
     """
     n = types.int64
-    return types.void(n, n, n, n, n, n, n, like), _emit_transpose
+    return types.void(n, n, n, n, n, n, n, n, like), _emit_transpose
 
 
 def _emit_transpose(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     b = builder
-    source, row_step, column_step, rows, columns, target_address, target_step, _ = arguments
-    v = Vectors(b, signature.args[7].dtype)
-    cells, to = v.pointer(source), v.pointer(target_address)
-    whole, part, end = (b.append_basic_block("transpose." + name) for name in ("whole", "part", "end"))
-    square = b.icmp_signed("==", b.and_(rows, columns), int64(v.lanes))
-    b.cbranch(b.and_(square, b.icmp_signed("==", column_step, int64(1))), whole, part)
-    b.position_at_end(whole)
-    vectors = [v.load(v.at(cells, b.mul(row_step, int64(r)))) for r in range(v.lanes)]
-    for q, column in enumerate(v.transposed(vectors)):
-        v.store(column, v.at(to, b.mul(target_step, int64(q))))
-    b.branch(end)
-    b.position_at_end(part)
-    vectors = _rows(v, cells, row_step, column_step, rows, v.first(columns))
-    down = v.first(rows)
-    for q, column in enumerate(v.transposed(vectors)):
-        with b.if_then(b.icmp_signed("<", int64(q), columns)):
-            v.masked_store(column, v.at(to, b.mul(target_step, int64(q))), down)
-    b.branch(end)
-    b.position_at_end(end)
-    return context.get_dummy_value()
+    source, number, row_step, column_step, rows, columns, target_address, target_step, _ = arguments
+    v = Vectors(b, signature.args[8].dtype)
+    side_by_side, as_stored = b.icmp_signed("==", column_step, int64(1)), b.icmp_signed("==", number, int64(NUMBERS[v.name]))
+    whole = b.and_(b.icmp_signed("==", b.and_(rows, columns), int64(v.lanes)), b.and_(side_by_side, as_stored))
+    across, down, indices = v.first(columns), v.first(rows), b.mul(v.iota, v.splat(column_step))
+    blocks = [b.append_basic_block("transpose." + name) for name in ("whole", "part", "turn")]
+    b.cbranch(whole, *blocks[:2])
+    b.position_at_end(blocks[0])
+    cells = [v.load(v.at(v.pointer(source), b.mul(row_step, int64(r)))) for r in range(v.lanes)]
+    b.branch(blocks[2])
+    b.position_at_end(blocks[1])
+    kept = square(v)
 
+    def load(stored: Vectors) -> None:
+        with cgutils.for_range(b, rows) as loop:
+            row, to = stored.at(stored.pointer(source), b.mul(row_step, loop.index)), v.at(kept, b.mul(loop.index, int64(v.lanes)))
+            with b.if_else(side_by_side, likely=True) as (near, far):
+                with near:
+                    v.store(converted(stored.masked_load(row, across), stored, v), to)
+                with far:
+                    v.store(converted(stored.gather(row, indices, across), stored, v), to)
 
-def _rows(v: Vectors, cells: Any, row_step: Any, column_step: Any, rows: Any, mask: Any) -> list[Any]:
-    """A vector of each of ``rows`` rows (the others read the first row), at any distance of the columns."""
-    b = v.builder
-    indices = b.mul(v.iota, v.splat(column_step))
-    near, far, end = (b.append_basic_block("rows." + name) for name in ("near", "far", "end"))
-    b.cbranch(b.icmp_signed("==", column_step, int64(1)), near, far)
-    loaded = []
-    for block in (near, far):
-        b.position_at_end(block)
-        vectors = []
-        for r in range(v.lanes):
-            row = v.at(cells, b.select(b.icmp_signed("<", int64(r), rows), b.mul(row_step, int64(r)), int64(0)))
-            vectors.append(v.masked_load(row, mask) if block is near else v.gather(row, indices, mask))
-        loaded.append(vectors)
-        b.branch(end)
-    b.position_at_end(end)
+    each_stored(v, number, load)
+    copies = [v.load(v.at(kept, r * v.lanes)) for r in range(v.lanes)]
+    copied = b.block
+    b.branch(blocks[2])
+    b.position_at_end(blocks[2])
     joined = [b.phi(v.vector) for _ in range(v.lanes)]
-    for phi, one, other in zip(joined, *loaded):
-        phi.add_incoming(one, near)
-        phi.add_incoming(other, far)
-    return joined
+    for phi, cell, copy in zip(joined, cells, copies):
+        phi.add_incoming(cell, blocks[0])
+        phi.add_incoming(copy, copied)
+    places = [v.at(v.pointer(target_address), b.mul(target_step, int64(q))) for q in range(v.lanes)]
+    turned = v.transposed(joined)
+    with b.if_else(whole) as (all_lanes, some_lanes):
+        with all_lanes:
+            for column, place in zip(turned, places):
+                v.store(column, place)
+        with some_lanes:
+            for q, (column, place) in enumerate(zip(turned, places)):
+                with b.if_then(b.icmp_signed("<", int64(q), columns)):
+                    v.masked_store(column, place, down)
+    return context.get_dummy_value()
 
 
 @intrinsic

@@ -218,24 +218,73 @@ def store_sums_turned(typingctx, sums, position, row_step, rows, columns, addres
 
 
 def _emit_turned(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    b, (sums, position, row_step, rows, columns, address, column_step, step, _) = builder, arguments
-    source = Vectors(b, signature.args[0].dtype)
-    target = Vectors(b, components_of(signature.args[8].dtype)[1], source.lanes)
-    start, last = b.gep(data_pointer(context, b, signature.args[0], sums), [position]), b.sub(rows, int64(1))
+    sums, position, row_step, rows, *columns, _ = arguments
+    source = Vectors(builder, signature.args[0].dtype)
+    values = _turned(builder.gep(data_pointer(context, builder, signature.args[0], sums), [position]), source, row_step, rows)
+    target = Vectors(builder, components_of(signature.args[8].dtype)[1], source.lanes)
+    _store_columns(_kept(source, values), source, target, rows, *columns)
+    return context.get_dummy_value()
+
+
+@intrinsic
+def store_sums_turned_as(typingctx, sums, position, row_step, rows, columns, address, column_step, step, number):  # type: ignore[no-untyped-def]
+    """:func:`store_sums_turned` for real elements of the dtype that has this number of :data:`NUMBERS`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        b, (sums, position, row_step, rows, columns, address, column_step, step, number) = builder, arguments
+        source = Vectors(b, signature.args[0].dtype)
+        values = _turned(b.gep(data_pointer(context, b, signature.args[0], sums), [position]), source, row_step, rows)
+        alike = b.and_(b.icmp_signed("==", number, int64(NUMBERS[source.name])), b.icmp_signed("==", step, int64(1)))
+        whole = b.and_(alike, b.icmp_signed("==", b.and_(rows, columns), int64(source.lanes)))
+        with b.if_else(whole) as (at_once, in_turn):
+            with at_once:
+                for column, value in enumerate(values):
+                    source.store(value, source.at(source.pointer(address), b.mul(column_step, int64(column))))
+            with in_turn:
+                kept = _kept(source, values)
+                each_stored(source, number, lambda kind: _store_columns(kept, source, kind, rows, columns, address, column_step, step))
+        return context.get_dummy_value()
+
+    n = types.int64
+    return types.void(sums, n, n, n, n, n, n, n, n), codegen
+
+
+def _turned(start: Any, source: Vectors, row_step: Any, rows: Any) -> list[Any]:
+    """The columns of ``rows`` vectors ``row_step`` elements apart from ``start`` on."""
+    b, last = source.builder, source.builder.sub(rows, int64(1))
     values = []
     for row in range(source.lanes):
         there = b.select(b.icmp_signed("<", int64(row), rows), int64(row), last)
         values.append(source.load(source.at(start, b.mul(there, row_step))))
-    mask, spread = target.first(rows), b.mul(target.iota, target.splat(step))
-    for column, value in enumerate(source.transposed(values)):
-        with b.if_then(b.icmp_signed("<", int64(column), columns)):
-            place = target.at(target.pointer(address), b.mul(column_step, int64(column)))
-            with b.if_else(b.icmp_signed("==", step, int64(1)), likely=True) as (side_by_side, scattered):
-                with side_by_side:
-                    target.masked_store(converted(value, source, target), place, mask)
-                with scattered:
-                    target.scatter(converted(value, source, target), place, spread, mask)
-    return context.get_dummy_value()
+    return source.transposed(values)
+
+
+def _kept(v: Vectors, values: list[Any]) -> Any:
+    """Pointer to the vectors, one after the other."""
+    kept = square(v)
+    for i, value in enumerate(values):
+        v.store(value, v.at(kept, i * v.lanes))
+    return kept
+
+
+def _store_columns(
+    turned: Any, source: Vectors, target: Vectors, rows: Any, columns: Any, address: Any, column_step: Any, step: Any
+) -> None:
+    """Write ``columns`` vectors of ``rows`` sums each, as :func:`store_sums_turned` does."""
+    b, mask, spread = source.builder, target.first(rows), source.builder.mul(target.iota, target.splat(step))
+    with cgutils.for_range(b, columns) as loop:
+        value = converted(source.load(source.at(turned, b.mul(loop.index, int64(source.lanes)))), source, target)
+        place = target.at(target.pointer(address), b.mul(column_step, loop.index))
+        with b.if_else(b.icmp_signed("==", step, int64(1)), likely=True) as (side_by_side, scattered):
+            with side_by_side:
+                target.masked_store(value, place, mask)
+            with scattered:
+                target.scatter(value, place, spread, mask)
+
+
+def square(v: Vectors) -> Any:
+    """Pointer to memory of as many vectors as one has lanes: what is transposed passes through it in loops, which are less code."""
+    return v.builder.bitcast(cgutils.alloca_once(v.builder, ir.ArrayType(v.vector, v.lanes)), v.element.as_pointer())
 
 
 # ---- single elements ---------------------------------------------------------------------------------------------------

@@ -1,10 +1,13 @@
-"""Weight gradients of float32 and float64 as matrix products over the output pixels, block by block of the gradient.
+"""Weight gradients as matrix products over the output pixels, block by block of the gradient.
 
 ``dW[o, c, k] = sum over n, y of grad[n, o, y] * input[n, c, y * stride + k * dilation - padding]`` is a product of the output gradients
 (o, pixels) with input cells ((c, k), pixels).  A task owns a block of dW and walks over the images in *strips*: boxes of output pixels
 whose operands fit the caches.  Of a strip the input cells, padding filled in, are copied to a scratch of short rows where every tap
 finds its neighbours side by side (without padding they are read in place): im2col is never formed.  The vectors' lanes are output
 channels where there are enough of them in a group, and neighbouring pixels where there are few (see ``weight_tiles``).
+
+Copies convert elements to the dtype of the sums, so that halves and narrow integers cost no more than copies.  Each component of a
+complex dW is the real gradient of twice as many images: of the real parts of all, and of their imaginary parts.
 
 Order of the sums, which neither threads nor memory layouts change: the products of a strip form one chain of multiply-adds a lane, row
 after row; up to RUN strips are added up one after the other, such runs likewise, and at last the shares into which the strips of
@@ -16,17 +19,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numba.core import config
 from numpy.typing import NDArray
 
 from ..arguments import PADDING_MODES
-from ..arrays import AnyArray
+from ..arrays import ELEMENTS, AnyArray
 from ..choose import Accuracy
 from ..layouts import Layouts
-from ..problem import Problem
+from ..problem import Problem, itemsize
 from . import weight_kernels as k
+from .elements import NUMBERS, kind_of
 from .rows import axis_segments
 from .target import target
 from .threads import most_threads, share
@@ -34,10 +39,12 @@ from .weight_blocking import TASKS, Blocking, blocking, cells, most_shares, up
 
 TASK_SECONDS = 250e-6  # of a share, at least
 BYTES_A_SECOND = 1e10  # of shares that are added up
+MULTIPLY = {"int32": 5.0, "int64": 6.0}
+"""How much longer a multiply-add of integers takes than one of floating-point numbers as wide."""
 
 
 class WeightGemm:
-    """The algorithm for weight gradients of float32 and float64."""
+    """The algorithm for weight gradients."""
 
     name = "weight_gemm"
     accuracy: Accuracy = "definition"
@@ -45,8 +52,8 @@ class WeightGemm:
     def supports(self, problem: Problem) -> str | None:
         if problem.direction != "weight_grad":
             return "it computes gradients of the weight, not results or gradients of the input"
-        if problem.dtype not in ("float32", "float64"):
-            return f"it computes float32 and float64, not {problem.dtype}"
+        if problem.dtype == "float16" and not target().float16:
+            return "the processor does not convert float16"
         if config.DISABLE_JIT:
             return "it is made of LLVM intrinsics, which need the compiler (NUMBA_DISABLE_JIT is set)"
         if problem.in_per_group == 0:
@@ -67,17 +74,27 @@ class WeightGemmSetup:
     problem: Problem
     packed_bytes: int = 0
 
+    @property
+    def sums(self) -> np.dtype[Any]:
+        """Dtype of the sums, which are of one component each."""
+        real: np.dtype[Any] = ELEMENTS[self.problem.dtype].accumulator.type(0).real.dtype
+        return real
+
+    @property
+    def components(self) -> int:
+        return kind_of(self.problem.dtype).components
+
     @cached_property
     def swaps(self) -> bool:
         """Whether a pointwise convolution's input and output gradient change roles, so that fewer channels are packed into panels."""
         p = self.problem
         pointwise = p.kernel == p.stride == (1, 1, 1) and p.groups == 1 and not any(map(any, p.padding))
-        return pointwise and target().lanes(p.dtype) <= p.in_channels < p.out_channels
+        return pointwise and target().lanes(self.sums.name) <= p.in_channels < p.out_channels
 
     @cached_property
     def cut(self) -> Problem:
-        """The problem as it is cut: its dW is the transposed one where roles change."""
-        p = self.problem
+        """The problem as it is cut, of the dtype of the sums: its dW is the transposed one where roles change."""
+        p = replace(self.problem, dtype=self.sums.name, out_dtype=self.sums.name)
         return replace(p, in_channels=p.out_channels, out_channels=p.in_channels) if self.swaps else p
 
     @cached_property
@@ -88,17 +105,17 @@ class WeightGemmSetup:
     @property
     def seconds(self) -> float:
         """Estimated time of one image on one thread."""
-        return self.blocking.seconds
+        return self.blocking.seconds * self.components**2 * MULTIPLY.get(self.sums.name, 1.0)
 
     @property
     def blocks(self) -> int:
         b = self.blocking
-        return -(-self.problem.groups // b.groups) * b.channel_blocks * b.filter_blocks
+        return -(-self.problem.groups // b.groups) * b.channel_blocks * b.filter_blocks * self.components
 
     @property
     def _shares(self) -> int:
         """The most shares of any batch."""
-        return max(1, min(TASKS // self.blocks, most_shares(self.problem)))
+        return max(1, min(TASKS // self.blocks, most_shares(self.cut)))
 
     @property
     def workspace(self) -> int:
@@ -140,6 +157,9 @@ class WeightGemmSetup:
         g[k.ROW], g[k.PLANE], g[k.CHANNEL] = self._row, lines * self._row, cells(p, 0, b.box[0], lanes) * lines * self._row
         g[k.GRAD_ROW], g[k.SCRATCH], g[k.PANEL] = up(b.box[2], lanes), b.scratch, b.panel
         g[k.SUMS_STEP], g[k.GROUP_SUMS] = b.sums_step, b.group_sums
+        loaded, stored = (p.dtype if self.components == 2 else name for name in (self.problem.dtype, self.problem.out_dtype))
+        g[k.LOADED], g[k.STORED], g[k.ITEM], g[k.RESULT_ITEM] = NUMBERS[loaded], NUMBERS[stored], itemsize(loaded), itemsize(stored)
+        g[k.COMPONENTS], g[k.NEGATED] = self.components, not self.swaps
         return g, np.array(segments, np.int64), np.array(places, np.int64)
 
     def pack(self, weight: AnyArray, bias: AnyArray | None) -> tuple[AnyArray, ...]:
@@ -154,7 +174,7 @@ class WeightGemmSetup:
             g[field] = array.__array_interface__["data"][0]
         _, segments, places = self._tables
         shares, seconds = int(g[k.SHARES]), self.seconds * len(source)
-        partial = np.empty(int(shares * g[k.BLOCKS] * g[k.GROUP_BLOCK] * g[k.GROUP_SUMS]) if shares > 1 else 0, source.dtype)
+        partial = np.empty(int(shares * g[k.BLOCKS] * g[k.GROUP_BLOCK] * g[k.GROUP_SUMS]) if shares > 1 else 0, self.sums)
         share(k.worker, (g, segments, places, partial), self.blocks * shares, seconds)
         if shares > 1:
             share(k.add_shares, (g, partial), self.blocks, partial.nbytes / BYTES_A_SECOND)
@@ -165,17 +185,18 @@ class WeightGemmSetup:
 
     def _place(self, source: AnyArray, result: AnyArray, grad_strides: tuple[int, ...]) -> NDArray[np.int64]:
         """The geometry for arrays of these layouts, without their addresses."""
-        p, b, item = self.cut, self.blocking, source.itemsize
+        p, b = self.cut, self.blocking
         g = self._tables[0].copy()
-        for field, strides in ((k.SOURCE, source.strides), (k.GRAD, grad_strides), (k.RESULT, result.strides)):
-            g[field + 1 : field + 6] = [step // item for step in strides]
+        item, of_result = int(g[k.ITEM]), int(g[k.RESULT_ITEM])
+        for field, strides, size in ((k.SOURCE, source.strides, item), (k.GRAD, grad_strides, item), (k.RESULT, result.strides, of_result)):
+            g[field + 1 : field + 6] = [step // size for step in strides]
         (d, h, w), (_, height, width) = g[k.GRAD + 3 : k.GRAD + 6].tolist(), p.out_size
-        unpadded = not any(map(any, p.padding))
-        g[k.IN_PLACE] = unpadded and (b.kind == k.CHANNEL_LANES or g[k.SOURCE + 5] * p.stride[2] == 1)
-        g[k.GRAD_IN_PLACE] = w == 1
+        as_summed, unpadded = g[k.LOADED] == NUMBERS[p.dtype], not any(map(any, p.padding))
+        g[k.IN_PLACE] = as_summed and unpadded and (b.kind == k.CHANNEL_LANES or g[k.SOURCE + 5] * p.stride[2] == 1)
+        g[k.GRAD_IN_PLACE] = as_summed and w == 1
         g[k.GRAD_MERGES] = b.strips[2] == 1 and (b.box[1] == 1 or h == width * w) and (b.box[0] == 1 or d == height * width * w)
         g[k.RESULT_TAP] = spacing(g[k.RESULT + 2 : k.RESULT + 6].tolist(), (p.in_per_group, *p.kernel))
-        strips = len(source) * math.prod(b.strips)
+        strips = len(source) * math.prod(b.strips) * self.components
         g[k.IMAGES] = len(source)
         g[k.SHARES] = max(1, min(self._shares, int(self.seconds * len(source) / TASK_SECONDS) // self.blocks, strips))
         return g

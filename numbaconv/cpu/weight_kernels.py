@@ -8,10 +8,11 @@ import numpy as np
 
 from ..padding import PADDING
 from .compile import kernel
-from .copies import copy_lines, store_row, transpose
+from .copies import copy_lines, transpose
+from .elements import load_stored, store_stored, store_sums_as, store_sums_turned_as
 from .gemm import TILE_ROWS, TILE_VECTORS
 from .rows import index_of
-from .simd import address_of, borrowed, lanes_of, load_element, store_element
+from .simd import address_of, borrowed, lanes_of
 from .threads import next_task
 from .weight_tiles import DOT_TILES, add_channel_tile, dot_tile
 
@@ -19,13 +20,15 @@ RUN = 64  # strips
 ALIGNMENT = 64
 SPARE = max(TILE_ROWS, *(max(tile) for tile in DOT_TILES))
 
-# Fields of the geometry, an int64 array: first three axes each, then single numbers, then address and five strides (elements) of an array.
+# Fields of the geometry, an int64 array: first three axes each, then single numbers, then address and five strides of an array, in its
+# elements or, where they are complex, in their components; those have ITEM and RESULT_ITEM bytes, and the dtypes LOADED and STORED.
 OUT, IN, KERNEL, STRIDE, DILATION, PAD, STRIPS, BOX, SEGMENTS = range(0, 27, 3)
 (
     MODE, IMAGES, GROUPS, CHANNELS, FILTERS, CHANNEL_BLOCK, FILTER_BLOCK, GROUP_BLOCK, CHANNEL_BLOCKS, FILTER_BLOCKS, BLOCKS, SHARES,
     KIND, IN_PLACE, GRAD_IN_PLACE, GRAD_MERGES, RESULT_TAP, ROW, PLANE, CHANNEL, GRAD_ROW, SCRATCH, PANEL, SUMS_STEP, GROUP_SUMS,
-) = range(27, 52)  # fmt: skip
-SOURCE, GRAD, RESULT, FIELDS = 52, 58, 64, 70
+    LOADED, STORED, ITEM, RESULT_ITEM, COMPONENTS, NEGATED,
+) = range(27, 58)  # fmt: skip
+SOURCE, GRAD, RESULT, FIELDS = 58, 64, 70, 76
 
 CHANNEL_LANES = len(DOT_TILES)
 """The KIND of a block whose lanes are output channels; a smaller one is the number of a dot tile."""
@@ -85,7 +88,7 @@ def _aligned(size, like):  # type: ignore[no-untyped-def]
 def _sum_block(g, task, segments, places, work, totals):  # type: ignore[no-untyped-def]
     """Sum a task's block of dW over its share of the strips, and write it where it is the only share."""
     number, block = task % g[SHARES], task // g[SHARES]
-    strips = g[IMAGES] * g[STRIPS] * g[STRIPS + 1] * g[STRIPS + 2]
+    strips = g[IMAGES] * g[COMPONENTS] * g[STRIPS] * g[STRIPS + 1] * g[STRIPS + 2]
     first, last = strips * number // g[SHARES], strips * (number + 1) // g[SHARES]
     _place_cells(g, block, places, work.cells)
     at_once = g[SHARES] == 1 and 0 < last - first <= RUN and g[RESULT_TAP] != 0 and g[KIND] == CHANNEL_LANES
@@ -122,13 +125,23 @@ def add_shares(geometry, partial, counter):  # type: ignore[no-untyped-def]
 
 @kernel()
 def _block(g, block):  # type: ignore[no-untyped-def]
-    """Of a block of dW: first and last group, first filter and their number, first channel and their number (inside a group)."""
+    """Of a block of dW: first and last group, first filter and their number, first channel and their number (inside a group).
+
+    Components of dW are blocks apart, the last of all numbers: see :func:`_component`.
+    """
     c, rest = block % g[CHANNEL_BLOCKS], block // g[CHANNEL_BLOCKS]
     f, rest = rest % g[FILTER_BLOCKS], rest // g[FILTER_BLOCKS]
+    rest %= -(-g[GROUPS] // g[GROUP_BLOCK])
     channel, filter = g[CHANNELS] * c // g[CHANNEL_BLOCKS], g[FILTERS] * f // g[FILTER_BLOCKS]
     channels = g[CHANNELS] * (c + 1) // g[CHANNEL_BLOCKS] - channel
     filters = g[FILTERS] * (f + 1) // g[FILTER_BLOCKS] - filter
     return rest * g[GROUP_BLOCK], min((rest + 1) * g[GROUP_BLOCK], g[GROUPS]), filter, filters, channel, channels
+
+
+@kernel()
+def _component(g, block):  # type: ignore[no-untyped-def]
+    """Which component of dW a block holds: the real part is 0."""
+    return block * g[COMPONENTS] // g[BLOCKS]
 
 
 @kernel()
@@ -156,18 +169,20 @@ def _place_cells(g, block, places, cells):  # type: ignore[no-untyped-def]
 def _add_strip(g, block, strip, accumulate, final, segments, work):  # type: ignore[no-untyped-def]
     """Compute what one strip gives to a block of dW, and add it to the sums where asked; ``final`` sums are written to dW as they come."""
     first_group, last_group, filter, filters, channel, channels = _block(g, block)
-    item = work.sums.itemsize
+    component, item = _component(g, block), g[ITEM]
     w, rest = strip % g[STRIPS + 2], strip // g[STRIPS + 2]
     h, rest = rest % g[STRIPS + 1], rest // g[STRIPS + 1]
-    d, image = rest % g[STRIPS], rest // g[STRIPS]
+    d, rest = rest % g[STRIPS], rest // g[STRIPS]
+    part, image = rest % g[COMPONENTS], rest // g[COMPONENTS]
     d0, h0, w0 = g[OUT] * d // g[STRIPS], g[OUT + 1] * h // g[STRIPS + 1], g[OUT + 2] * w // g[STRIPS + 2]
     planes, rows = g[OUT] * (d + 1) // g[STRIPS] - d0, g[OUT + 1] * (h + 1) // g[STRIPS + 1] - h0
     columns = g[OUT + 2] * (w + 1) // g[STRIPS + 2] - w0
     found = 0 if g[IN_PLACE] else _find_lines(g, segments, d0, h0, planes, rows, work.lines)
     _find_starts(g, planes, rows, work)
-    grad_strip = image * g[GRAD + 1] + d0 * g[GRAD + 3] + h0 * g[GRAD + 4] + w0 * g[GRAD + 5]
+    grad_strip = image * g[GRAD + 1] + d0 * g[GRAD + 3] + h0 * g[GRAD + 4] + w0 * g[GRAD + 5] + (part ^ component)
+    negated = component == 1 and part == g[NEGATED]
     for group in range(first_group, last_group):
-        source = g[SOURCE] + (image * g[SOURCE + 1] + (group * g[CHANNELS] + channel) * g[SOURCE + 2]) * item
+        source = g[SOURCE] + (image * g[SOURCE + 1] + (group * g[CHANNELS] + channel) * g[SOURCE + 2] + part) * item
         if g[IN_PLACE]:
             corner = d0 * g[STRIDE] * g[SOURCE + 3] + h0 * g[STRIDE + 1] * g[SOURCE + 4] + w0 * g[STRIDE + 2] * g[SOURCE + 5]
             source += corner * item
@@ -178,10 +193,10 @@ def _add_strip(g, block, strip, accumulate, final, segments, work):  # type: ign
         at = (group - first_group) * g[GROUP_SUMS]
         taps = channels * g[KERNEL] * g[KERNEL + 1] * g[KERNEL + 2]
         if g[KIND] == CHANNEL_LANES:
-            result = g[RESULT] + ((group * g[FILTERS] + filter) * g[RESULT + 1] + channel * g[RESULT + 2]) * item if final else 0
-            _add_channel_lanes(g, grad, filters, planes, rows, columns, source, taps, at, accumulate, result, work)
+            result = _address_of_block(g, block, group) if final else 0
+            _add_channel_lanes(g, grad, negated, filters, planes, rows, columns, source, taps, at, accumulate, result, work)
         else:
-            _add_pixel_lanes(g, grad, filters, planes, rows, columns, source, taps, at, accumulate, work)
+            _add_pixel_lanes(g, grad, negated, filters, planes, rows, columns, source, taps, at, accumulate, work)
 
 
 @kernel()
@@ -223,14 +238,14 @@ def _find_starts(g, planes, rows, work):  # type: ignore[no-untyped-def]
 @kernel()
 def _copy_cells(g, segments, lines, found, source, channels, w0, columns, scratch):  # type: ignore[no-untyped-def]
     """Fill the scratch with the cells that the taps of some channels read; ``source`` is the byte address of the first channel."""
-    item, across, step = scratch.itemsize, g[SOURCE + 5], g[STRIDE + 2]
+    across, step = g[SOURCE + 5], g[STRIDE + 2]
     for s in range(g[SEGMENTS + 2], len(segments)):
         first, length = w0 * step - g[PAD + 2] + segments[s, 0], segments[s, 2] - g[BOX + 2] + columns
         low = min(length, max(0, -(first // step)))  # cells [low, high) lie inside the row
         high = max(low, min(length, (g[IN + 2] - 1 - first) // step + 1))
         for c in range(channels):
-            start = source + (c * g[SOURCE + 2] + first * across) * item
-            copy_lines(start, step * across, low, high, length, lines, found, scratch, c * g[CHANNEL] + segments[s, 1])
+            start = source + (c * g[SOURCE + 2] + first * across) * g[ITEM]
+            copy_lines(start, g[LOADED], step * across, low, high, length, lines, found, scratch, c * g[CHANNEL] + segments[s, 1])
             if g[MODE] != 0:
                 _copy_edges(g, lines, found, start, first, low, high, length, scratch, c * g[CHANNEL] + segments[s, 1])
 
@@ -242,13 +257,13 @@ def _copy_edges(g, lines, found, start, first, low, high, length, scratch, posit
         for begin, end in ((0, low), (high, length)):
             for q in range(begin, end):
                 cell = index_of(first + q * g[STRIDE + 2], g[IN + 2], g[MODE])
-                address = start + (lines[i, 0] + (cell - first) * g[SOURCE + 5]) * scratch.itemsize
-                scratch[position + lines[i, 1] + q] = load_element(address, scratch)
+                address = start + (lines[i, 0] + (cell - first) * g[SOURCE + 5]) * g[ITEM]
+                scratch[position + lines[i, 1] + q] = load_stored(address, g[LOADED], scratch)
 
 
 # ---- products of a strip -----------------------------------------------------------------------------------------------
 @kernel()
-def _add_channel_lanes(g, grad, filters, planes, rows, columns, source, taps, at, accumulate, result, work):  # type: ignore[no-untyped-def]
+def _add_channel_lanes(g, grad, negated, filters, planes, rows, columns, source, taps, at, accumulate, result, work):  # type: ignore[no-untyped-def]
     """Add a strip's products to sums[at:], (taps, filters): the taps of some channels are rows of tiles, filters their lanes.
 
     Where ``result`` is the address of the block in dW and not 0, the sums are written there, between the products: memory is slow.
@@ -262,8 +277,10 @@ def _add_channel_lanes(g, grad, filters, planes, rows, columns, source, taps, at
         first, last = vectors * p // panels, vectors * (p + 1) // panels
         for vector in range(first, last):
             some = min(lanes, filters - vector * lanes)
-            address = grad + vector * lanes * g[GRAD + 2] * sums.itemsize
+            address = grad + vector * lanes * g[GRAD + 2] * g[ITEM]
             _pack_vector(g, address, some, planes, rows, columns, panel, (vector - first) * lanes, (last - first) * lanes)
+        if negated:
+            _negate(panel, planes * rows * columns * (last - first) * lanes)
         stored = 0
         for r in range(0, taps, TILE_ROWS):
             place = at + r * g[SUMS_STEP] + first * lanes
@@ -279,7 +296,7 @@ def _add_channel_lanes(g, grad, filters, planes, rows, columns, source, taps, at
 @kernel()
 def _pack_vector(g, grad, filters, planes, rows, columns, panel, lane, width):  # type: ignore[no-untyped-def]
     """Write the output gradients of one vector of filters as panel[pixel * width + lane + filter]."""
-    item, across, lanes = panel.itemsize, g[GRAD + 5], lanes_of(panel)
+    item, across, lanes = g[ITEM], g[GRAD + 5], lanes_of(panel)
     if g[GRAD_MERGES]:
         planes, rows, columns = 1, 1, planes * rows * columns
     for d in range(planes):
@@ -287,12 +304,18 @@ def _pack_vector(g, grad, filters, planes, rows, columns, panel, lane, width):  
             row = grad + (d * g[GRAD + 3] + h * g[GRAD + 4]) * item
             pixel = (d * rows + h) * columns
             for q in range(0, columns, lanes):
-                target = address_of(panel) + ((pixel + q) * width + lane) * item
-                transpose(row + q * across * item, g[GRAD + 2], across, filters, min(lanes, columns - q), target, width, panel)
+                source, target = row + q * across * item, address_of(panel) + ((pixel + q) * width + lane) * panel.itemsize
+                transpose(source, g[LOADED], g[GRAD + 2], across, filters, min(lanes, columns - q), target, width, panel)
 
 
 @kernel()
-def _add_pixel_lanes(g, grad, filters, planes, rows, columns, source, taps, at, accumulate, work):  # type: ignore[no-untyped-def]
+def _negate(panel, count):  # type: ignore[no-untyped-def]
+    for i in range(count):
+        panel[i] = -panel[i]
+
+
+@kernel()
+def _add_pixel_lanes(g, grad, negated, filters, planes, rows, columns, source, taps, at, accumulate, work):  # type: ignore[no-untyped-def]
     """Add a strip's products to sums[at:], (filters, taps): output gradients, in place or copied to the panel, times their cells."""
     panel, sums, grads = work.panel, work.sums, work.grads
     across, down = DOT_TILES[0] if g[KIND] == 0 else DOT_TILES[1]
@@ -300,8 +323,10 @@ def _add_pixel_lanes(g, grad, filters, planes, rows, columns, source, taps, at, 
     if not g[GRAD_IN_PLACE]:
         filter_step = planes * rows * g[GRAD_ROW]
         for o in range(filters):
-            start = grad + o * g[GRAD + 2] * sums.itemsize
-            copy_lines(start, g[GRAD + 5], 0, columns, columns, work.grad_lines, planes * rows, panel, o * filter_step)
+            start = grad + o * g[GRAD + 2] * g[ITEM]
+            copy_lines(start, g[LOADED], g[GRAD + 5], 0, columns, columns, work.grad_lines, planes * rows, panel, o * filter_step)
+        if negated:
+            _negate(panel, filters * filter_step)
         grad = address_of(panel)
     for o in range(filters + across):
         grads[o] = min(o, filters - 1) * filter_step
@@ -315,13 +340,20 @@ def _add_pixel_lanes(g, grad, filters, planes, rows, columns, source, taps, at, 
 
 # ---- the result --------------------------------------------------------------------------------------------------------
 @kernel()
+def _address_of_block(g, block, group):  # type: ignore[no-untyped-def]
+    """Byte address of the first element of a block's group in dW."""
+    _, _, filter, _, channel, _ = _block(g, block)
+    place = (group * g[FILTERS] + filter) * g[RESULT + 1] + channel * g[RESULT + 2] + _component(g, block)
+    return g[RESULT] + place * g[RESULT_ITEM]
+
+
+@kernel()
 def _store_block(g, block, sums):  # type: ignore[no-untyped-def]
     """Write the sums of a block to dW."""
-    first_group, last_group, filter, filters, channel, channels = _block(g, block)
+    first_group, last_group, _, filters, _, channels = _block(g, block)
     lanes, taps = lanes_of(sums), channels * g[KERNEL] * g[KERNEL + 1] * g[KERNEL + 2]
     for group in range(first_group, last_group):
-        result = g[RESULT] + ((group * g[FILTERS] + filter) * g[RESULT + 1] + channel * g[RESULT + 2]) * sums.itemsize
-        at = (group - first_group) * g[GROUP_SUMS]
+        result, at = _address_of_block(g, block, group), (group - first_group) * g[GROUP_SUMS]
         if g[KIND] != CHANNEL_LANES:
             _store_elements(g, sums[at:], g[SUMS_STEP], 1, result, filters, channels)
         elif g[RESULT_TAP] == 0:
@@ -334,21 +366,17 @@ def _store_block(g, block, sums):  # type: ignore[no-untyped-def]
 @kernel()
 def _store_taps(g, sums, at, tap, taps, first, last, result):  # type: ignore[no-untyped-def]
     """Write sums[at:] of at most a vector's ``taps`` from ``tap`` on, and filters [first, last), to dW, where taps are evenly spaced."""
-    lanes, item = lanes_of(sums), sums.itemsize
+    lanes, step = lanes_of(sums), g[RESULT_TAP]
     start = at + tap * g[SUMS_STEP]
-    target = result + tap * g[RESULT_TAP] * item
+    target = result + tap * step * g[RESULT_ITEM]
     if g[RESULT + 1] == 1:
         for t in range(taps):
-            store_row(sums, start + t * g[SUMS_STEP] + first, last - first, target + (first + t * g[RESULT_TAP]) * item)
-    elif g[RESULT_TAP] == 1:
-        for o in range(first, last, lanes):
-            source = address_of(sums) + (start + o) * item
-            transpose(source, g[SUMS_STEP], 1, taps, min(lanes, last - o), target + o * g[RESULT + 1] * item, g[RESULT + 1], sums)
+            address = target + (first + t * step) * g[RESULT_ITEM]
+            store_sums_as(sums, start + t * g[SUMS_STEP] + first, last - first, address, 1, g[STORED])
     else:
-        for t in range(taps):
-            for o in range(first, last):
-                address = target + (t * g[RESULT_TAP] + o * g[RESULT + 1]) * item
-                store_element(address, sums[start + t * g[SUMS_STEP] + o])
+        for o in range(first, last, lanes):
+            address, filters = target + o * g[RESULT + 1] * g[RESULT_ITEM], min(lanes, last - o)
+            store_sums_turned_as(sums, start + o, g[SUMS_STEP], taps, filters, address, g[RESULT + 1], step, g[STORED])
 
 
 @kernel()
@@ -361,5 +389,5 @@ def _store_elements(g, sums, of_filter, of_tap, result, filters, channels):  # t
                 for j in range(g[KERNEL + 1]):
                     for k in range(g[KERNEL + 2]):
                         offset = o * g[RESULT + 1] + c * g[RESULT + 2] + i * g[RESULT + 3] + j * g[RESULT + 4] + k * g[RESULT + 5]
-                        store_element(result + offset * sums.itemsize, sums[o * of_filter + tap * of_tap])
+                        store_stored(result + offset * g[RESULT_ITEM], sums[o * of_filter + tap * of_tap], g[STORED])
                         tap += 1

@@ -33,8 +33,8 @@ def add_channel_tile(  # type: ignore[no-untyped-def]
 
     for r < TILE_ROWS and l < W = vectors * lanes, 1 <= vectors <= TILE_VECTORS.
 
-    source : int64 byte address; offsets, starts : int64 arrays, in elements; panel, sums : one-dimensional contiguous arrays of one
-    dtype, float32 or float64.  All other numbers are int64, of elements; row_count and columns are at least 1.
+    source : int64 byte address; offsets, starts : int64 arrays, in elements; panel, sums : one-dimensional contiguous arrays of the
+    dtype of the sums, which is that of all.  All other numbers are int64, of elements; row_count and columns are at least 1.
     """
     n = types.int64
     return types.void(n, offsets, n, starts, n, n, n, panel, n, sums, n, n, types.boolean), _emit_channel_tile
@@ -63,7 +63,7 @@ def _emit_channel_tile(context: Any, builder: Any, signature: Any, arguments: An
             new = []
             for r in range(TILE_ROWS):
                 factor = v.broadcast(v.at(cells[r], cell))
-                new += [v.fma(factor, column, total) for column, total in zip(columns, totals[r * count : (r + 1) * count])]
+                new += [v.multiply_add(factor, column, total) for column, total in zip(columns, totals[r * count : (r + 1) * count])]
             return new
 
         totals = _channel_loops(v, starts, row_count, columns, step, panel, count, multiply)
@@ -72,7 +72,7 @@ def _emit_channel_tile(context: Any, builder: Any, signature: Any, arguments: An
                 with branch:
                     for i, total in enumerate(totals):
                         place = v.at(v.at(sums, b.mul(sums_step, int64(i // count))), i % count * v.lanes)
-                        v.store(b.fadd(v.load(place), total) if added else total, place)
+                        v.store(v.add(v.load(place), total) if added else total, place)
         b.branch(end)
     b.position_at_end(end)
     return context.get_dummy_value()
@@ -137,7 +137,7 @@ def dot_tile(  # type: ignore[no-untyped-def]
     for r < R and t < T, (R, T) = DOT_TILES[kind]: lane by lane along the rows, then the lanes.
 
     grad, source : int64 byte addresses; grad_offsets, source_offsets, starts : int64 arrays, in elements; sums : one-dimensional
-    contiguous array, float32 or float64, whose dtype is that of all.  All other numbers are int64, of elements.
+    contiguous array, whose dtype is that of all.  All other numbers are int64, of elements.
     """
     n = types.int64
     return types.void(n, n, grad_offsets, n, n, source_offsets, n, starts, n, n, sums, n, n, types.boolean), _emit_dot_tile
@@ -170,7 +170,7 @@ def _emit_dot_tile(context: Any, builder: Any, signature: Any, arguments: Any) -
             new = []
             for t, tap in enumerate(taps):
                 cell = read(tap, start)
-                new += [v.fma(factor, cell, total) for factor, total in zip(factors, totals[t * len(rows) : (t + 1) * len(rows)])]
+                new += [v.multiply_add(factor, cell, total) for factor, total in zip(factors, totals[t * len(rows) : (t + 1) * len(rows)])]
             return new
 
         totals = _dot_loops(v, starts, row_count, columns, grads * cells, multiply)
@@ -233,7 +233,7 @@ def _put_lane_sums(v: Vectors, totals: list[Any], place: Any, accumulate: Any) -
         mask = v.first(int64(len(totals)), first)
         target_place = v.at(place, first)
         old = v.masked_load(target_place, b.select(accumulate, mask, v.no_lane))
-        v.masked_store(b.fadd(old, level[0]), target_place, mask)
+        v.masked_store(v.add(old, level[0]), target_place, mask)
 
 
 def _add_halves(v: Vectors, a: Any, b: Any, width: int) -> Any:
@@ -242,7 +242,7 @@ def _add_halves(v: Vectors, a: Any, b: Any, width: int) -> Any:
     for start in range(0, v.lanes, 2 * width):
         low += [start + i for i in range(width)] + [v.lanes + start + i for i in range(width)]
         high += [start + width + i for i in range(width)] + [v.lanes + start + width + i for i in range(width)]
-    return v.builder.fadd(v.shuffle(a, b, low), v.shuffle(a, b, high))
+    return v.add(v.shuffle(a, b, low), v.shuffle(a, b, high))
 
 
 def join(phi: Any, *incoming: tuple[Any, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from numbaconv import Problem, reference
+from numbaconv.arrays import storage_view
 from numbaconv.choose import choose
 from numbaconv.cpu import weight_blocking, weight_grad
 from numbaconv.cpu.weight_blocking import blocking, cut
@@ -19,7 +21,7 @@ from numbaconv.cpu.weight_grad import WeightGemm, WeightGemmSetup, spacing
 from numbaconv.cpu.weight_kernels import CHANNEL_LANES, RUN
 
 from .. import layouts
-from ..cases import CASES, case, integer_arrays, normal_arrays
+from ..cases import CASES, case, dtype_of, integer_arrays, normal_arrays
 from ..checks import ROUNDOFF, always_parallel, assert_same, poisoned
 
 KINDS = ("channels", "pixels")
@@ -58,6 +60,11 @@ LARGE = [
     )
 ]
 
+OTHERS = ("bfloat16", "complex64", "float16", "int8", "complex128", "int64", "uint8", "int32", "int16")
+CONVERTED = [replace(p, dtype=t, out_dtype=t) for p, t in zip(LARGE, itertools.cycle(OTHERS))]
+CONVERTED += [replace(p, dtype=t, out_dtype=t) for p, t in zip(SMALL[::3], itertools.cycle(OTHERS))]
+"""The same in dtypes that copies convert, and of two components."""
+
 
 def setup_of(p: Problem, kind: str = "") -> WeightGemmSetup:
     """The setup of a problem: as chosen, or with the given lanes."""
@@ -70,9 +77,10 @@ def setup_of(p: Problem, kind: str = "") -> WeightGemmSetup:
 
 def compute(setup: WeightGemmSetup, x: np.ndarray, g: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     p = setup.problem
-    result = np.full(p.weight_shape, np.nan, x.dtype) if out is None else out
+    result = np.full(p.weight_shape, 85 if x.dtype.kind in "iu" else np.nan, dtype_of(p.out_dtype)) if out is None else out
     unit = (slice(None), slice(None)) + (None,) * (3 - p.rank)
-    setup.run(x[unit], (g[unit],), result[unit])
+    source, grad, stored = (storage_view(a)[unit] for a in (x, g, result))
+    setup.run(source, (grad,), stored)
     return result
 
 
@@ -92,13 +100,13 @@ def test_small_problems_exactly(problem: Problem, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("problem", LARGE, ids=str)
+@pytest.mark.parametrize("problem", LARGE + CONVERTED, ids=str)
 def test_blocks_exactly(problem: Problem, kind: str) -> None:
     check_exact(setup_of(problem, kind), problem)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("problem", LARGE + list(SMALL[::7]), ids=str)
+@pytest.mark.parametrize("problem", LARGE + CONVERTED[: len(LARGE)] + list(SMALL[::7]), ids=str)
 def test_many_small_blocks_and_shares_exactly(problem: Problem, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (
         ("CHANNEL_PIXELS", 40),
@@ -142,9 +150,10 @@ def test_error_is_that_of_summation_in_blocks(problem: Problem, kind: str) -> No
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("padding", [0, 1])
-def test_only_what_the_definition_multiplies_is_multiplied(kind: str, padding: int) -> None:
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "c64"])
+def test_only_what_the_definition_multiplies_is_multiplied(kind: str, padding: int, dtype: str) -> None:
     """Padded zeros are; nothing else is: lanes beyond a row, rows beyond a strip, neighbouring channels and filters."""
-    p = weight_problem(case("fwd", (21, 37), (3, 3), ic=3, oc=5, p=padding, s=(1, 2)))
+    p = weight_problem(case("fwd", (21, 37), (3, 3), ic=3, oc=5, p=padding, s=(1, 2), t=dtype))
     x, g = integers(p)
     for array, value in ((g, np.inf), (g, np.nan), (x, np.inf), (x, np.nan)):
         for place in ((0, 0, 0, 0), (0, 1, 3, 5), (0, -1, -1, -1)):
@@ -174,12 +183,12 @@ LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("problem", LARGE, ids=str)
+@pytest.mark.parametrize("problem", LARGE + CONVERTED[: len(LARGE)], ids=str)
 def test_same_bits_for_threads_and_layouts(problem: Problem, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import numba
 
     monkeypatch.setattr(weight_grad, "TASK_SECONDS", 1e-6)
-    x, g = normals(problem)
+    x, g = integers(problem) if "int" in problem.dtype else normals(problem)
     setup = setup_of(problem, kind)
     expected = compute(setup, x, g)
     threads = numba.get_num_threads()
@@ -193,7 +202,7 @@ def test_same_bits_for_threads_and_layouts(problem: Problem, kind: str, monkeypa
     for name, layout in LAYOUTS.items():
         assert compute(setup, layout(x), layout(g)).tobytes() == expected.tobytes(), name
         if name != "read_only":
-            out = layout(np.full_like(expected, np.nan))
+            out = layout(np.full_like(expected, 85 if expected.dtype.kind in "iu" else np.nan))
             assert compute(setup, x, g, out).tobytes() == expected.tobytes(), name
     repeated = compute(setup, layouts.repeated(x, [0, x.ndim - 1]), layouts.repeated(g, [1]))
     assert repeated.tobytes() == compute(setup, layouts.repeated(x, [0, x.ndim - 1]).copy(), layouts.repeated(g, [1]).copy()).tobytes()
@@ -228,7 +237,6 @@ def test_workspace_is_bounded(problem: Problem) -> None:
     [
         ({"direction": "forward"}, "it computes gradients of the weight"),
         ({"direction": "input_grad"}, "it computes gradients of the weight"),
-        ({"dtype": "float16"}, "it computes float32 and float64, not float16"),
         ({"in_channels": 0}, "there are no channels"),
     ],
 )
