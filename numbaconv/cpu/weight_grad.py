@@ -123,10 +123,10 @@ class WeightGemmSetup:
         p, b = self.cut, self.blocking
         item = np.dtype(p.dtype).itemsize
         sums = b.groups * b.group_sums
-        tables = b.channels * p.taps + b.filters + 3 * (b.scratch // self._row + 1) + 2 * math.prod(b.box[:2]) + 64
+        tables = b.channels * p.taps + b.filters + 3 * (b.scratch // self._row + 1) + 2 * math.prod(b.box[:2]) + 128
         each = (b.scratch + b.panel + 2 * sums) * item + tables * 8
         shares = self._shares
-        return most_threads() * each + (shares * self.blocks * sums * item if shares > 1 else 0) + k.FIELDS * 8
+        return most_threads() * each + (shares * self.blocks * sums * item if shares > 1 else 0) + k.ALIGNMENT + k.FIELDS * 8
 
     @property
     def _row(self) -> int:
@@ -174,7 +174,8 @@ class WeightGemmSetup:
             g[field] = array.__array_interface__["data"][0]
         _, segments, places = self._tables
         shares, seconds = int(g[k.SHARES]), self.seconds * len(source)
-        partial = np.empty(int(shares * g[k.BLOCKS] * g[k.GROUP_BLOCK] * g[k.GROUP_SUMS]) if shares > 1 else 0, self.sums)
+        size = int(shares * g[k.BLOCKS] * g[k.GROUP_BLOCK] * g[k.GROUP_SUMS]) if shares > 1 else 0
+        partial = np.empty(size + k.ALIGNMENT // self.sums.itemsize, self.sums)  # a vector more can be read
         share(k.worker, (g, segments, places, partial), self.blocks * shares, seconds)
         if shares > 1:
             share(k.add_shares, (g, partial), self.blocks, partial.nbytes / BYTES_A_SECOND)

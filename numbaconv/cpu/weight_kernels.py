@@ -79,8 +79,9 @@ def worker(geometry, segments, places, partial, counter):  # type: ignore[no-unt
 
 @kernel()
 def _aligned(size, like):  # type: ignore[no-untyped-def]
+    """Memory of so many elements, after which a vector more can be read."""
     spare = ALIGNMENT // like.itemsize
-    memory = np.empty(size + spare, like.dtype)
+    memory = np.empty(size + 2 * spare, like.dtype)
     return memory[-memory.ctypes.data // like.itemsize % spare :][:size]
 
 
@@ -181,6 +182,7 @@ def _add_strip(g, block, strip, accumulate, final, segments, work):  # type: ign
     _find_starts(g, planes, rows, work)
     grad_strip = image * g[GRAD + 1] + d0 * g[GRAD + 3] + h0 * g[GRAD + 4] + w0 * g[GRAD + 5] + (part ^ component)
     negated = component == 1 and part == g[NEGATED]
+    result = _address_of_block(g, block) if final else 0
     for group in range(first_group, last_group):
         source = g[SOURCE] + (image * g[SOURCE + 1] + (group * g[CHANNELS] + channel) * g[SOURCE + 2] + part) * item
         if g[IN_PLACE]:
@@ -193,8 +195,9 @@ def _add_strip(g, block, strip, accumulate, final, segments, work):  # type: ign
         at = (group - first_group) * g[GROUP_SUMS]
         taps = channels * g[KERNEL] * g[KERNEL + 1] * g[KERNEL + 2]
         if g[KIND] == CHANNEL_LANES:
-            result = _address_of_block(g, block, group) if final else 0
             _add_channel_lanes(g, grad, negated, filters, planes, rows, columns, source, taps, at, accumulate, result, work)
+            if final:
+                result += g[FILTERS] * g[RESULT + 1] * g[RESULT_ITEM]
         else:
             _add_pixel_lanes(g, grad, negated, filters, planes, rows, columns, source, taps, at, accumulate, work)
 
@@ -235,7 +238,7 @@ def _find_starts(g, planes, rows, work):  # type: ignore[no-untyped-def]
             j += 1
 
 
-@kernel()
+@kernel(forceinline=True)
 def _copy_cells(g, segments, lines, found, source, channels, w0, columns, scratch):  # type: ignore[no-untyped-def]
     """Fill the scratch with the cells that the taps of some channels read; ``source`` is the byte address of the first channel."""
     across, step = g[SOURCE + 5], g[STRIDE + 2]
@@ -262,7 +265,7 @@ def _copy_edges(g, lines, found, start, first, low, high, length, scratch, posit
 
 
 # ---- products of a strip -----------------------------------------------------------------------------------------------
-@kernel()
+@kernel(forceinline=True)
 def _add_channel_lanes(g, grad, negated, filters, planes, rows, columns, source, taps, at, accumulate, result, work):  # type: ignore[no-untyped-def]
     """Add a strip's products to sums[at:], (taps, filters): the taps of some channels are rows of tiles, filters their lanes.
 
@@ -314,7 +317,7 @@ def _negate(panel, count):  # type: ignore[no-untyped-def]
         panel[i] = -panel[i]
 
 
-@kernel()
+@kernel(forceinline=True)
 def _add_pixel_lanes(g, grad, negated, filters, planes, rows, columns, source, taps, at, accumulate, work):  # type: ignore[no-untyped-def]
     """Add a strip's products to sums[at:], (filters, taps): output gradients, in place or copied to the panel, times their cells."""
     panel, sums, grads = work.panel, work.sums, work.grads
@@ -340,10 +343,10 @@ def _add_pixel_lanes(g, grad, negated, filters, planes, rows, columns, source, t
 
 # ---- the result --------------------------------------------------------------------------------------------------------
 @kernel()
-def _address_of_block(g, block, group):  # type: ignore[no-untyped-def]
-    """Byte address of the first element of a block's group in dW."""
-    _, _, filter, _, channel, _ = _block(g, block)
-    place = (group * g[FILTERS] + filter) * g[RESULT + 1] + channel * g[RESULT + 2] + _component(g, block)
+def _address_of_block(g, block):  # type: ignore[no-untyped-def]
+    """Byte address of a block's first element in dW."""
+    first_group, _, filter, _, channel, _ = _block(g, block)
+    place = (first_group * g[FILTERS] + filter) * g[RESULT + 1] + channel * g[RESULT + 2] + _component(g, block)
     return g[RESULT] + place * g[RESULT_ITEM]
 
 
@@ -352,12 +355,16 @@ def _store_block(g, block, sums):  # type: ignore[no-untyped-def]
     """Write the sums of a block to dW."""
     first_group, last_group, _, filters, _, channels = _block(g, block)
     lanes, taps = lanes_of(sums), channels * g[KERNEL] * g[KERNEL + 1] * g[KERNEL + 2]
-    for group in range(first_group, last_group):
-        result, at = _address_of_block(g, block, group), (group - first_group) * g[GROUP_SUMS]
-        if g[KIND] != CHANNEL_LANES:
-            _store_elements(g, sums[at:], g[SUMS_STEP], 1, result, filters, channels)
-        elif g[RESULT_TAP] == 0:
-            _store_elements(g, sums[at:], 1, g[SUMS_STEP], result, filters, channels)
+    start = _address_of_block(g, block)
+    for group in range(last_group - first_group):
+        result, at = start + group * g[FILTERS] * g[RESULT + 1] * g[RESULT_ITEM], group * g[GROUP_SUMS]
+        if g[RESULT_TAP] == 0:
+            of_filter, of_tap = (1, g[SUMS_STEP]) if g[KIND] == CHANNEL_LANES else (g[SUMS_STEP], 1)
+            _store_elements(g, sums[at:], of_filter, of_tap, result, filters, channels)
+        elif g[KIND] != CHANNEL_LANES:
+            for o in range(filters):
+                place = result + o * g[RESULT + 1] * g[RESULT_ITEM]
+                store_sums_as(sums, at + o * g[SUMS_STEP], taps, place, g[RESULT_TAP], g[STORED])
         else:
             for tap in range(0, taps, lanes):
                 _store_taps(g, sums, at, tap, min(lanes, taps - tap), 0, filters, result)
