@@ -25,7 +25,7 @@ LAYERS = """
     cpu/compile cpu/halves cpu/target cpu/winograd_matrices
     cpu/simd
     cpu/elements cpu/gemm cpu/layouts cpu/threads cpu/winograd_vectors
-    cpu/copies cpu/winograd_transforms
+    cpu/copies cpu/winograd_factors cpu/winograd_transforms
     cpu/depthwise_kernel cpu/fft_kernel cpu/filter_kernel
     cpu/pack cpu/pack_weight cpu/rows cpu/weight_tiles cpu/winograd_products cpu/winograd_tables
     cpu/calls cpu/depthwise_tasks cpu/direct_weight cpu/gemm_worker cpu/fft_layout cpu/filter_layout cpu/weight_kernels cpu/winograd_weight

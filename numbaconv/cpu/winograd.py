@@ -13,7 +13,6 @@ computed again by the definition.
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,27 +35,15 @@ from .gemm import TILE_ROWS, TILE_VECTORS
 from .layouts import address
 from .target import target
 from .threads import most_threads, share, team_size
+from .winograd_factors import FACTORS, Factors, axis_factors
 from .winograd_kernels import worker
 from .winograd_matrices import IDENTITY, Factor
 from .winograd_transforms import loads, shape_of, table_fields
 from .winograd_weight import PACKED, Raw, pack_all, raw_weight
 
-FACTORS = {1: (IDENTITY,), 3: (Factor(2, 3), Factor(4, 3)), 5: (Factor(2, 5), Factor(4, 5)), 7: (Factor(2, 7),)}
-"""What there is for a kernel's size along one axis."""
-
-GROWTH = {IDENTITY: 1.0, Factor(2, 3): 1.4, Factor(4, 3): 2.2, Factor(2, 5): 2.3, Factor(4, 5): 4.5, Factor(2, 7): 5.0}
-"""How much a factor adds to the rounding errors, measured: the errors of several axes multiply."""
-
-MOST_GROWTH: dict[Accuracy, float] = {"transform": 7.6, "loose": 30.0}
-"""With 7.6 the rms error stays within 3 times that of implicit GEMM."""
-
-GROWING_CHANNELS = 2048
-"""So many channels double it: there are more chains of multiply-adds to be added up."""
-
 CHAINS = {1: 32, 2: 32, 3: 16}
 """Channels in one chain of multiply-adds, by the number of axes that are transformed: short ones make smaller errors."""
 
-MOST_WEIGHTS = 8  # times the weight's size
 FEWEST_CHANNELS = 16
 FEWEST_RESULTS = 50
 
@@ -123,25 +110,6 @@ class Winograd:
         factors = axis_factors(problem, self.accuracy)
         assert factors is not None
         return WinogradSetup(problem, factors)
-
-
-Factors = tuple[Factor, Factor, Factor]
-
-
-def axis_factors(p: Problem, accuracy: Accuracy) -> Factors | None:
-    """The factors of depth, height and width that take the fewest products; None where accuracy and weight allow for none."""
-    best, fewest, channels = None, math.inf, p.source_channels // p.groups
-    for depth, height, width in itertools.product(*(FACTORS[k] for k in p.kernel)):
-        found = (depth, height, width)
-        products = math.prod(-(-n // factor.outputs) * factor.cells for factor, n in zip(found, p.result_size))
-        grown = math.prod(factor.cells for factor in found) > MOST_WEIGHTS * p.taps
-        if products < fewest and not grown and _growth(found, channels) <= MOST_GROWTH[accuracy]:
-            best, fewest = found, products
-    return best
-
-
-def _growth(factors: Factors, channels: int) -> float:
-    return math.prod(GROWTH[factor] for factor in factors) * (1 + channels / GROWING_CHANNELS)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ import pytest
 import numbaconv
 from numbaconv import Problem, reference
 from numbaconv.cpu import threads
-from numbaconv.cpu.winograd import CHAINS, FACTORS, MOST_WEIGHTS, Winograd, WinogradSetup, axis_factors
+from numbaconv.cpu.winograd import CHAINS, Winograd, WinogradSetup
+from numbaconv.cpu.winograd_factors import FACTORS, MOST_WEIGHTS, axis_factors
 from numbaconv.cpu.winograd_matrices import IDENTITY, Factor
 
 from ..cases import call, case, integer_arrays, normal_arrays
