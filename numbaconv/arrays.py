@@ -44,6 +44,7 @@ ELEMENTS = {
     "int64": _element("int64", "int64"),
     "uint8": _element("uint8", "int32"),
 }
+_STORED_AS_NAMED = {np.dtype(name) for name, element in ELEMENTS.items() if element.storage.name == name}
 NARROW_INTEGERS = ("int8", "int16", "uint8")
 
 _DTYPE_HINTS = {
@@ -254,8 +255,7 @@ def native(array: AnyArray) -> AnyArray:
 
 def storage_view(array: AnyArray) -> AnyArray:
     """The same memory with the dtype that kernels use: float16 and bfloat16 as uint16."""
-    storage = ELEMENTS[name_of(array)].storage
-    return array if array.dtype == storage else array.view(storage)
+    return array if array.dtype in _STORED_AS_NAMED else array.view(ELEMENTS[name_of(array)].storage)
 
 
 def five(array: Any, rank: int) -> Any:

@@ -88,15 +88,15 @@ class Problem:
     def result_size(self) -> Triple:
         return self.in_size if self.transposed else self.out_size
 
-    @property
+    @cached_property
     def source_shape(self) -> tuple[int, ...]:
         return (self.batch, self.source_channels, *self.source_size[3 - self.rank :])
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, ...]:
         return (self.out_channels, self.in_per_group, *self.kernel[3 - self.rank :])
 
-    @property
+    @cached_property
     def result_shape(self) -> tuple[int, ...]:
         if self.direction == "weight_grad":
             return self.weight_shape

@@ -72,6 +72,7 @@ from .threads import most_threads, team_size
 
 PANELS_A_TASK = 8  # about; while they pass, one K block of the weight stays in the second-level cache
 _PAIRED = np.dtype(np.int16)
+_FLAGS = {value: np.array([value], np.int64) for value in (False, True)}
 STAGED_BYTES = 256 << 10  # of results that are staged, unless one panel needs more
 
 
@@ -182,7 +183,7 @@ class ImplicitGemmSetup(GemmShape):
         packed, place, finite = packed[first : first + elements], address(weight), True
         for start, numbers, taps in self._orders(weight, weight):
             finite &= pack_weight(place, numbers, taps, packed, start * together)
-        flag = np.array((finite,), np.int64)
+        flag = _FLAGS[finite]
         if p.transposed and not finite:
             return flag, *Direct().setup(p).pack(given, bias)
         padded = np.zeros(self._bias_size // components, ELEMENTS[p.dtype].accumulator)
