@@ -93,7 +93,8 @@ def test_warmup(python: Python, tmp_path: Path) -> None:
     usual = {dtype: list(warmup.usual_problems(dtype)) for dtype in ("int32", "int8")}
     taking = [[a.name, dtype] for a in registry("cpu") for dtype, problems in usual.items() if any(a.supports(p) is None for p in problems)]
     assert ["direct", "int8"] in taking and [line.split()[:2] for line in told[:-1]] == taking
-    assert all("functions compiled" in line for line in told[:-1]) and str(tmp_path) in told[-1]
+    firsts = [line for line in told[:-1] if line.split()[1] == "int32"]  # int8 may need nothing else: kernels know the dtype of the sums
+    assert all("functions compiled" in line for line in firsts) and str(tmp_path) in told[-1]
 
     assert all("already compiled" in line for line in python(code, NUMBA_CACHE_DIR=str(tmp_path), NUMBA_NUM_THREADS="2").splitlines()[:-1])
     parallel = "from numbaconv.cpu import threads; threads.SERIAL_BELOW = 0.0"
