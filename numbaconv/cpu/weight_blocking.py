@@ -11,14 +11,17 @@ from ..problem import Problem, Triple
 from .gemm import TILE_ROWS, TILE_VECTORS
 from .rows import axis_segments
 from .target import target
-from .weight_kernels import CHANNEL_LANES
+from .weight_bands import BAND_TILES, bands
+from .weight_fields import CHANNEL_LANES, ROW_BANDS
 from .weight_tiles import DOT_TILES
 
 CHANNEL_PIXELS = 256  # output pixels of a strip whose lanes are channels: its panel stays in the first-level cache
 PIXEL_PIXELS = 2048  # and of one whose lanes are pixels: its lanes are summed up only then
+BAND_PIXELS = 4096  # and of one whose kernel rows are taken together
 SUMS_BYTES = 300_000  # of a block of dW, in the second-level cache
 SCRATCH_BYTES = 600_000
 TASKS = 32  # as many blocks and shares as keep threads busy
+BLOCK_SECONDS = 10e-6  # of an image in a block of several groups, at least
 SHARES_BYTES = 1 << 20  # of the sums of all shares
 FEW_TASKS = 8  # fewer blocks of a dW too large for shares are cut further
 LEAST_TAPS = 256  # down to so many rows of products, for which an output gradient is packed
@@ -36,7 +39,7 @@ CYCLES_A_SECOND = 2.5e9
 class Blocking:
     """How a problem is cut, for one kind of lanes.
 
-    kind : CHANNEL_LANES or the number of a dot tile
+    kind : CHANNEL_LANES, ROW_BANDS or the number of a dot tile
     strips : number of strips along each axis; box : output pixels of the largest along each
     channels, filters, groups : of the largest block; channel_blocks, filter_blocks : in a group
     sums_step, group_sums : elements of a row of a block's sums, and of all sums of a group in it
@@ -59,16 +62,21 @@ class Blocking:
     seconds: float
 
 
+def kinds(p: Problem) -> list[int]:
+    """The kinds of lanes that a problem may have."""
+    return [CHANNEL_LANES, 1] if p.out_per_group > 1 else [CHANNEL_LANES, 0, ROW_BANDS]
+
+
 def blocking(p: Problem, kind: int) -> Blocking:
     lanes, item = target().lanes(p.dtype), np.dtype(p.dtype).itemsize
-    strips, box = cut(p.out_size, CHANNEL_PIXELS if kind == CHANNEL_LANES else PIXEL_PIXELS)
+    strips, box = cut(p.out_size, {CHANNEL_LANES: CHANNEL_PIXELS, ROW_BANDS: BAND_PIXELS}.get(kind, PIXEL_PIXELS))
     planes, lines, columns = (cells(p, axis, box[axis], lanes) for axis in range(3))
     channel = planes * lines * columns
     if kind == CHANNEL_LANES:
         across, down = lanes, TILE_ROWS
         filters = evenly(p.out_per_group, 8 * lanes)
     else:
-        across, down = DOT_TILES[kind]
+        across, down = (1, 1) if kind == ROW_BANDS else DOT_TILES[kind]
         filters = evenly(p.out_per_group, 16 * across)
     padded = -(-filters // across) * across
     most = min(SUMS_BYTES // (padded * p.taps * item), SCRATCH_BYTES // (channel * item))
@@ -78,10 +86,10 @@ def blocking(p: Problem, kind: int) -> Blocking:
     taps = -(-channels * p.taps // down) * down
     step, rows = (padded, taps) if kind == CHANNEL_LANES else (taps, padded)
     blocks = parts, -(-p.out_per_group // filters)
-    groups = max(1, p.groups // TASKS) if blocks == (1, 1) else 1
     panel = padded * math.prod(box) if kind == CHANNEL_LANES else filters * box[0] * box[1] * up(box[2], lanes)
     cycles = _strip_cycles(p, kind, box, channels, filters, planes * lines, columns) * math.prod(blocks) + BLOCK_CYCLES
     seconds = p.groups * math.prod(strips) * cycles / CYCLES_A_SECOND
+    groups = -(-p.groups // min(TASKS, math.ceil(seconds / BLOCK_SECONDS))) if blocks == (1, 1) else 1
     return Blocking(
         kind, strips, box, channels, filters, groups, *blocks, step, step * rows, channels * channel + lanes, panel + lanes, seconds
     )
@@ -122,6 +130,8 @@ def _strip_cycles(p: Problem, kind: int, box: Triple, channels: int, filters: in
     """Estimated cycles of one strip in one block: copies, then tiles."""
     lanes = target().lanes(p.dtype)
     pixels, taps = math.prod(box), channels * p.taps
+    if kind == ROW_BANDS:
+        return _band_cycles(p, box, channels, lines, columns)
     copies = channels * lines * (LINE_CYCLES + columns / lanes * VECTOR_CYCLES)
     if kind == CHANNEL_LANES:
         vectors = -(-filters // lanes)
@@ -133,3 +143,16 @@ def _strip_cycles(p: Problem, kind: int, box: Triple, channels: int, filters: in
     vectors = box[0] * box[1] * -(-box[2] // lanes)
     vector = max(across * down / 2, across + down) + 2
     return copies + -(-filters // across) * -(-taps // down) * (vectors * vector + across * TILE_CYCLES)
+
+
+def _band_cycles(p: Problem, box: Triple, channels: int, lines: int, columns: int) -> float:
+    """Estimated cycles of one strip of one filter whose kernel rows are taken together."""
+    lanes = target().lanes(p.dtype)
+    in_place = p.stride[2] == 1 and p.padding_mode == "zeros"
+    cycles = 0.0 if in_place else lines * (LINE_CYCLES + columns / lanes * VECTOR_CYCLES)
+    for _, _, rows, lag in bands(p, box[1]):
+        width = dict(BAND_TILES)[rows]
+        line = max(rows * width / 2, rows + width) + 2
+        met = box[0] * -(-box[2] // lanes) * (box[1] + lag * (rows - 1))
+        cycles += p.kernel[0] * -(-p.kernel[2] // width) * (met * line + 2 * TILE_CYCLES)
+    return channels * cycles

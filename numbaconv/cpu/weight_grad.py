@@ -4,14 +4,16 @@
 (o, pixels) with input cells ((c, k), pixels).  A task owns a block of dW and walks over the images in *strips*: boxes of output pixels
 whose operands fit the caches.  Of a strip the input cells, padding filled in, are copied to a scratch of short rows where every tap
 finds its neighbours side by side (without padding they are read in place): im2col is never formed.  The vectors' lanes are output
-channels where there are enough of them in a group, and neighbouring pixels where there are few (see ``weight_tiles``).
+channels where there are enough of them in a group, and neighbouring pixels where there are few (see ``weight_tiles``); with one output
+channel a group, kernel rows may be taken together (see ``weight_bands``).
 
 Copies convert elements to the dtype of the sums, so that halves and narrow integers cost no more than copies.  Each component of a
 complex dW is the real gradient of twice as many images: of the real parts of all, and of their imaginary parts.
 
 Order of the sums, which neither threads nor memory layouts change: the products of a strip form one chain of multiply-adds a lane, row
-after row; up to RUN strips are added up one after the other, such runs likewise, and at last the shares into which the strips of
-all images are cut where dW has too few blocks to keep threads busy.  The shares depend on the problem and its batch size.
+after row (where kernel rows are taken together, column by column of vectors); up to RUN strips are added up one after the other, such
+runs likewise, and at last the shares into which the strips of all images are cut where dW has too few blocks to keep threads busy.  The
+shares depend on the problem and its batch size.
 """
 
 from __future__ import annotations
@@ -30,12 +32,14 @@ from ..arrays import ELEMENTS, AnyArray
 from ..choose import Accuracy
 from ..layouts import Layouts
 from ..problem import Problem, itemsize
-from . import weight_kernels as k
+from . import weight_fields as k
 from .elements import NUMBERS, kind_of
 from .rows import axis_segments
 from .target import target
 from .threads import most_threads, share
-from .weight_blocking import TASKS, Blocking, blocking, cells, most_shares, up
+from .weight_bands import TABLE, bands
+from .weight_blocking import TASKS, Blocking, blocking, cells, kinds, most_shares, up
+from .weight_kernels import ALIGNMENT, add_shares, worker
 
 TASK_SECONDS = 250e-6  # of a share, at least
 BYTES_A_SECOND = 1e10  # of shares that are added up
@@ -74,13 +78,13 @@ class WeightGemmSetup:
     problem: Problem
     packed_bytes: int = 0
 
-    @property
+    @cached_property
     def sums(self) -> np.dtype[Any]:
         """Dtype of the sums, which are of one component each."""
         real: np.dtype[Any] = ELEMENTS[self.problem.dtype].accumulator.type(0).real.dtype
         return real
 
-    @property
+    @cached_property
     def components(self) -> int:
         return kind_of(self.problem.dtype).components
 
@@ -99,15 +103,14 @@ class WeightGemmSetup:
 
     @cached_property
     def blocking(self) -> Blocking:
-        kinds = (k.CHANNEL_LANES, min(self.cut.out_per_group, 2) - 1)
-        return min((blocking(self.cut, kind) for kind in kinds), key=lambda b: b.seconds)
+        return min((blocking(self.cut, kind) for kind in kinds(self.cut)), key=lambda b: b.seconds)
 
-    @property
+    @cached_property
     def seconds(self) -> float:
         """Estimated time of one image on one thread."""
         return self.blocking.seconds * self.components**2 * MULTIPLY.get(self.sums.name, 1.0)
 
-    @property
+    @cached_property
     def blocks(self) -> int:
         b = self.blocking
         return -(-self.problem.groups // b.groups) * b.channel_blocks * b.filter_blocks * self.components
@@ -123,10 +126,10 @@ class WeightGemmSetup:
         p, b = self.cut, self.blocking
         item = np.dtype(p.dtype).itemsize
         sums = b.groups * b.group_sums
-        tables = b.channels * p.taps + b.filters + 3 * (b.scratch // self._row + 1) + 2 * math.prod(b.box[:2]) + 128
+        tables = b.channels * p.taps + b.filters + 3 * (b.scratch // self._row + 1) + 2 * math.prod(b.box[:2]) + TABLE + 192
         each = (b.scratch + b.panel + 2 * sums) * item + tables * 8
         shares = self._shares
-        return most_threads() * each + (shares * self.blocks * sums * item if shares > 1 else 0) + k.ALIGNMENT + k.FIELDS * 8
+        return most_threads() * each + (shares * self.blocks * sums * item if shares > 1 else 0) + ALIGNMENT + k.FIELDS * 8
 
     @property
     def _row(self) -> int:
@@ -150,6 +153,9 @@ class WeightGemmSetup:
             own, taps = axis_segments(p.kernel[axis], p.stride[axis], p.dilation[axis], b.box[axis])
             segments += own
             places += taps
+        g[k.BANDS] = len(places)
+        for band in bands(p, b.box[1]):
+            places += band
         lines = cells(p, 1, b.box[1], lanes)
         g[k.MODE], g[k.GROUPS], g[k.CHANNELS], g[k.FILTERS] = PADDING_MODES.index(p.padding_mode), p.groups, p.in_per_group, p.out_per_group
         g[k.CHANNEL_BLOCK], g[k.FILTER_BLOCK], g[k.GROUP_BLOCK] = b.channels, b.filters, b.groups
@@ -175,10 +181,10 @@ class WeightGemmSetup:
         _, segments, places = self._tables
         shares, seconds = int(g[k.SHARES]), self.seconds * len(source)
         size = int(shares * g[k.BLOCKS] * g[k.GROUP_BLOCK] * g[k.GROUP_SUMS]) if shares > 1 else 0
-        partial = np.empty(size + k.ALIGNMENT // self.sums.itemsize, self.sums)  # a vector more can be read
-        share(k.worker, (g, segments, places, partial), self.blocks * shares, seconds)
+        partial = np.empty(size + ALIGNMENT // self.sums.itemsize, self.sums)  # a vector more can be read
+        share(worker, (g, segments, places, partial), self.blocks * shares, seconds)
         if shares > 1:
-            share(k.add_shares, (g, partial), self.blocks, partial.nbytes / BYTES_A_SECOND)
+            share(add_shares, (g, partial), self.blocks, partial.nbytes / BYTES_A_SECOND)
 
     @cached_property
     def _layouts(self) -> Layouts[NDArray[np.int64]]:
@@ -193,7 +199,8 @@ class WeightGemmSetup:
             g[field + 1 : field + 6] = [step // size for step in strides]
         (d, h, w), (_, height, width) = g[k.GRAD + 3 : k.GRAD + 6].tolist(), p.out_size
         as_summed, unpadded = g[k.LOADED] == NUMBERS[p.dtype], not any(map(any, p.padding))
-        g[k.IN_PLACE] = as_summed and unpadded and (b.kind == k.CHANNEL_LANES or g[k.SOURCE + 5] * p.stride[2] == 1)
+        side_by_side, masked = g[k.SOURCE + 5] * p.stride[2] == 1, b.kind == k.ROW_BANDS and p.padding_mode == "zeros"
+        g[k.IN_PLACE] = as_summed and (unpadded or masked) and (b.kind == k.CHANNEL_LANES or side_by_side)
         g[k.GRAD_IN_PLACE] = as_summed and w == 1
         g[k.GRAD_MERGES] = b.strips[2] == 1 and (b.box[1] == 1 or h == width * w) and (b.box[0] == 1 or d == height * width * w)
         g[k.RESULT_TAP] = spacing(g[k.RESULT + 2 : k.RESULT + 6].tolist(), (p.in_per_group, *p.kernel))

@@ -14,24 +14,22 @@ from .gemm import TILE_ROWS, TILE_VECTORS
 from .rows import index_of
 from .simd import address_of, borrowed, lanes_of
 from .threads import next_task
+from .weight_bands import TABLE, add_bands
+
+# isort: off
+from .weight_fields import (
+    BLOCKS, BOX, CHANNEL, CHANNEL_BLOCK, CHANNEL_BLOCKS, CHANNEL_LANES, CHANNELS, COMPONENTS, DILATION, FILTER_BLOCK, FILTER_BLOCKS,
+    FILTERS, GRAD, GRAD_IN_PLACE, GRAD_MERGES, GRAD_ROW, GROUP_BLOCK, GROUP_SUMS, GROUPS, IMAGES, IN, IN_PLACE, ITEM, KERNEL, KIND,
+    LOADED, MODE, NEGATED, OUT, PAD, PANEL, PLANE, RESULT, RESULT_ITEM, RESULT_TAP, ROW, ROW_BANDS, SCRATCH, SEGMENTS, SHARES, SOURCE,
+    STORED, STRIDE, STRIPS, SUMS_STEP,
+)  # fmt: skip
+
+# isort: on
 from .weight_tiles import DOT_TILES, add_channel_tile, dot_tile
 
 RUN = 64  # strips
 ALIGNMENT = 64
 SPARE = max(TILE_ROWS, *(max(tile) for tile in DOT_TILES))
-
-# Fields of the geometry, an int64 array: first three axes each, then single numbers, then address and five strides of an array, in its
-# elements or, where they are complex, in their components; those have ITEM and RESULT_ITEM bytes, and the dtypes LOADED and STORED.
-OUT, IN, KERNEL, STRIDE, DILATION, PAD, STRIPS, BOX, SEGMENTS = range(0, 27, 3)
-(
-    MODE, IMAGES, GROUPS, CHANNELS, FILTERS, CHANNEL_BLOCK, FILTER_BLOCK, GROUP_BLOCK, CHANNEL_BLOCKS, FILTER_BLOCKS, BLOCKS, SHARES,
-    KIND, IN_PLACE, GRAD_IN_PLACE, GRAD_MERGES, RESULT_TAP, ROW, PLANE, CHANNEL, GRAD_ROW, SCRATCH, PANEL, SUMS_STEP, GROUP_SUMS,
-    LOADED, STORED, ITEM, RESULT_ITEM, COMPONENTS, NEGATED,
-) = range(27, 58)  # fmt: skip
-SOURCE, GRAD, RESULT, FIELDS = 58, 64, 70, 76
-
-CHANNEL_LANES = len(DOT_TILES)
-"""The KIND of a block whose lanes are output channels; a smaller one is the number of a dot tile."""
 
 
 class Work(NamedTuple):
@@ -39,6 +37,7 @@ class Work(NamedTuple):
 
     scratch : cells of the input; panel : output gradients; sums : of a block of dW, (groups, taps, filters) or (groups, filters, taps)
     cells, grads : offsets of what a tile's rows read; lines, grad_lines : rows to be copied; starts : of the rows of output pixels
+    table, found : of a band of kernel rows, and its sums
     """
 
     scratch: Any
@@ -49,6 +48,8 @@ class Work(NamedTuple):
     lines: Any
     grad_lines: Any
     starts: Any
+    table: Any
+    found: Any
 
 
 # ---- the worker --------------------------------------------------------------------------------------------------------
@@ -62,6 +63,7 @@ def worker(geometry, segments, places, partial, counter):  # type: ignore[no-unt
     cells, grads = np.empty(g[CHANNEL_BLOCK] * taps + SPARE, np.int64), np.empty(g[FILTER_BLOCK] + SPARE, np.int64)
     lines, grad_lines = np.empty((g[SCRATCH] // g[ROW] + 1, 3), np.int64), np.empty((g[BOX] * g[BOX + 1], 3), np.int64)
     starts = np.empty(2 * g[BOX] * g[BOX + 1], np.int64)
+    table, found = np.empty(TABLE, np.int64), np.empty(ALIGNMENT, partial.dtype)
     scratch[:] = 0
     panel[:] = 0
     while True:
@@ -70,7 +72,7 @@ def worker(geometry, segments, places, partial, counter):  # type: ignore[no-unt
             break
         work = Work(
             borrowed(scratch), borrowed(panel), borrowed(sums), borrowed(cells), borrowed(grads), borrowed(lines), borrowed(grad_lines),
-            borrowed(starts),
+            borrowed(starts), borrowed(table), borrowed(found),
         )  # fmt: skip
         _sum_block(borrowed(geometry), task, borrowed(segments), borrowed(places), work, borrowed(totals))
         if g[SHARES] > 1:
@@ -91,13 +93,14 @@ def _sum_block(g, task, segments, places, work, totals):  # type: ignore[no-unty
     number, block = task % g[SHARES], task // g[SHARES]
     strips = g[IMAGES] * g[COMPONENTS] * g[STRIPS] * g[STRIPS + 1] * g[STRIPS + 2]
     first, last = strips * number // g[SHARES], strips * (number + 1) // g[SHARES]
-    _place_cells(g, block, places, work.cells)
+    if g[KIND] != ROW_BANDS:
+        _place_cells(g, block, places, work.cells)
     at_once = g[SHARES] == 1 and 0 < last - first <= RUN and g[RESULT_TAP] != 0 and g[KIND] == CHANNEL_LANES
     if first == last:
         work.sums[:] = 0
     for start in range(first, last, RUN):
         for strip in range(start, min(start + RUN, last)):
-            _add_strip(g, block, strip, strip > start, at_once and strip == last - 1, segments, work)
+            _add_strip(g, block, strip, strip > start, at_once and strip == last - 1, segments, places, work)
         if start > first:
             totals += work.sums
         elif last - first > RUN:
@@ -167,7 +170,7 @@ def _place_cells(g, block, places, cells):  # type: ignore[no-untyped-def]
 
 # ---- strips ------------------------------------------------------------------------------------------------------------
 @kernel()
-def _add_strip(g, block, strip, accumulate, final, segments, work):  # type: ignore[no-untyped-def]
+def _add_strip(g, block, strip, accumulate, final, segments, places, work):  # type: ignore[no-untyped-def]
     """Compute what one strip gives to a block of dW, and add it to the sums where asked; ``final`` sums are written to dW as they come."""
     first_group, last_group, filter, filters, channel, channels = _block(g, block)
     component, item = _component(g, block), g[ITEM]
@@ -179,16 +182,17 @@ def _add_strip(g, block, strip, accumulate, final, segments, work):  # type: ign
     planes, rows = g[OUT] * (d + 1) // g[STRIPS] - d0, g[OUT + 1] * (h + 1) // g[STRIPS + 1] - h0
     columns = g[OUT + 2] * (w + 1) // g[STRIPS + 2] - w0
     found = 0 if g[IN_PLACE] else _find_lines(g, segments, d0, h0, planes, rows, work.lines)
-    _find_starts(g, planes, rows, work)
+    if g[KIND] != ROW_BANDS or not g[GRAD_IN_PLACE]:
+        _find_starts(g, planes, rows, work)
     grad_strip = image * g[GRAD + 1] + d0 * g[GRAD + 3] + h0 * g[GRAD + 4] + w0 * g[GRAD + 5] + (part ^ component)
     negated = component == 1 and part == g[NEGATED]
     result = _address_of_block(g, block) if final else 0
     for group in range(first_group, last_group):
         source = g[SOURCE] + (image * g[SOURCE + 1] + (group * g[CHANNELS] + channel) * g[SOURCE + 2] + part) * item
-        if g[IN_PLACE]:
+        if g[IN_PLACE] and g[KIND] != ROW_BANDS:
             corner = d0 * g[STRIDE] * g[SOURCE + 3] + h0 * g[STRIDE + 1] * g[SOURCE + 4] + w0 * g[STRIDE + 2] * g[SOURCE + 5]
             source += corner * item
-        else:
+        elif not g[IN_PLACE]:
             _copy_cells(g, segments, work.lines, found, source, channels, w0, columns, work.scratch)
             source = address_of(work.scratch)
         grad = g[GRAD] + (grad_strip + (group * g[FILTERS] + filter) * g[GRAD + 2]) * item
@@ -199,7 +203,13 @@ def _add_strip(g, block, strip, accumulate, final, segments, work):  # type: ign
             if final:
                 result += g[FILTERS] * g[RESULT + 1] * g[RESULT_ITEM]
         else:
-            _add_pixel_lanes(g, grad, negated, filters, planes, rows, columns, source, taps, at, accumulate, work)
+            if not g[GRAD_IN_PLACE]:
+                _copy_grads(g, grad, negated, filters, planes, rows, columns, work)
+                grad = address_of(work.panel)
+            if g[KIND] == ROW_BANDS:
+                add_bands(g, grad, planes, rows, columns, (d0, h0, w0), source, places, channels, at, accumulate, work)
+            else:
+                _add_pixel_lanes(g, grad, filters, planes, rows, columns, source, taps, at, accumulate, work)
 
 
 @kernel()
@@ -318,19 +328,22 @@ def _negate(panel, count):  # type: ignore[no-untyped-def]
 
 
 @kernel(forceinline=True)
-def _add_pixel_lanes(g, grad, negated, filters, planes, rows, columns, source, taps, at, accumulate, work):  # type: ignore[no-untyped-def]
+def _copy_grads(g, grad, negated, filters, planes, rows, columns, work):  # type: ignore[no-untyped-def]
+    """Fill the panel with the output gradients of some filters, as rows."""
+    filter_step = planes * rows * g[GRAD_ROW]
+    for o in range(filters):
+        start = grad + o * g[GRAD + 2] * g[ITEM]
+        copy_lines(start, g[LOADED], g[GRAD + 5], 0, columns, columns, work.grad_lines, planes * rows, work.panel, o * filter_step)
+    if negated:
+        _negate(work.panel, filters * filter_step)
+
+
+@kernel(forceinline=True)
+def _add_pixel_lanes(g, grad, filters, planes, rows, columns, source, taps, at, accumulate, work):  # type: ignore[no-untyped-def]
     """Add a strip's products to sums[at:], (filters, taps): output gradients, in place or copied to the panel, times their cells."""
-    panel, sums, grads = work.panel, work.sums, work.grads
+    sums, grads = work.sums, work.grads
     across, down = DOT_TILES[0] if g[KIND] == 0 else DOT_TILES[1]
-    filter_step = g[GRAD + 2]
-    if not g[GRAD_IN_PLACE]:
-        filter_step = planes * rows * g[GRAD_ROW]
-        for o in range(filters):
-            start = grad + o * g[GRAD + 2] * g[ITEM]
-            copy_lines(start, g[LOADED], g[GRAD + 5], 0, columns, columns, work.grad_lines, planes * rows, panel, o * filter_step)
-        if negated:
-            _negate(panel, filters * filter_step)
-        grad = address_of(panel)
+    filter_step = g[GRAD + 2] if g[GRAD_IN_PLACE] else planes * rows * g[GRAD_ROW]
     for o in range(filters + across):
         grads[o] = min(o, filters - 1) * filter_step
     for o in range(0, filters, across):

@@ -175,7 +175,7 @@ def _emit_dot_tile(context: Any, builder: Any, signature: Any, arguments: Any) -
 
         totals = _dot_loops(v, starts, row_count, columns, grads * cells, multiply)
         for r in range(grads):
-            _put_lane_sums(v, [totals[t * grads + r] for t in range(cells)], v.at(sums, b.mul(sums_step, int64(r))), accumulate)
+            put_lane_sums(v, [totals[t * grads + r] for t in range(cells)], v.at(sums, b.mul(sums_step, int64(r))), accumulate)
         b.branch(end)
     b.position_at_end(end)
     return context.get_dummy_value()
@@ -221,7 +221,7 @@ def _dot_loops(v: Vectors, starts: Any, row_count: Any, columns: Any, number: in
     return all_totals
 
 
-def _put_lane_sums(v: Vectors, totals: list[Any], place: Any, accumulate: Any) -> None:
+def put_lane_sums(v: Vectors, totals: list[Any], place: Any, accumulate: Any) -> None:
     """place[t] (+)= the sum of the lanes of totals[t]: halves added pairwise, so that each vector ends up in one lane."""
     b = v.builder
     parts = totals + [v.zero] * (-len(totals) % v.lanes)

@@ -16,15 +16,16 @@ from numbaconv import Problem, reference
 from numbaconv.arrays import storage_view
 from numbaconv.choose import choose
 from numbaconv.cpu import weight_blocking, weight_grad
-from numbaconv.cpu.weight_blocking import blocking, cut
+from numbaconv.cpu.weight_blocking import blocking, cut, kinds
+from numbaconv.cpu.weight_fields import CHANNEL_LANES, ROW_BANDS
 from numbaconv.cpu.weight_grad import WeightGemm, WeightGemmSetup, spacing
-from numbaconv.cpu.weight_kernels import CHANNEL_LANES, RUN
+from numbaconv.cpu.weight_kernels import RUN
 
 from .. import layouts
 from ..cases import CASES, case, dtype_of, integer_arrays, normal_arrays
 from ..checks import ROUNDOFF, always_parallel, assert_same, poisoned
 
-KINDS = ("channels", "pixels")
+KINDS = ("channels", "pixels", "bands")
 
 
 def weight_problem(text: str) -> Problem:
@@ -49,6 +50,9 @@ LARGE = [
         case("fwd", (33, 33), (3, 3), ic=6, oc=20, p=12, d=12),
         case("fwd", (64, 65), (3, 3), ic=3, oc=3, g=3, p=1, mb=3),
         case("fwd", (24, 26), (7, 7), ic=70, oc=70, g=70, p=3),
+        case("fwd", (31, 40), (3, 3), ic=3, oc=3, g=3, p=13, d=12, mb=2),
+        case("fwd", (40, 35), (11, 5), ic=4, oc=2, g=2, s=(3, 1), d=(2, 1), p=(7, 2)),
+        case("fwd", (7, 13, 21), (4, 4, 3), ic=5, oc=5, g=5, s=(2, 3, 1), p=(3, 2, 1)),
         case("fwd", (24, 26), (3, 3), ic=64, oc=64, g=16, p=1),
         case("fwd", (14, 14), (3, 3), ic=128, oc=128, g=4, p=1),
         case("fwd", (6, 20, 18), (3, 3, 3), ic=20, oc=40, p=1),
@@ -70,7 +74,9 @@ def setup_of(p: Problem, kind: str = "") -> WeightGemmSetup:
     """The setup of a problem: as chosen, or with the given lanes."""
     setup = WeightGemmSetup(p.per_image)
     if kind:
-        number = CHANNEL_LANES if kind == "channels" else min(setup.cut.out_per_group, 2) - 1
+        number = {"channels": CHANNEL_LANES, "pixels": min(setup.cut.out_per_group, 2) - 1, "bands": ROW_BANDS}[kind]
+        if number not in kinds(setup.cut):
+            pytest.skip("bands are for one output channel a group")
         setup.__dict__["blocking"] = blocking(setup.cut, number)
     return setup
 
@@ -111,6 +117,7 @@ def test_many_small_blocks_and_shares_exactly(problem: Problem, kind: str, monke
     for name, value in (
         ("CHANNEL_PIXELS", 40),
         ("PIXEL_PIXELS", 70),
+        ("BAND_PIXELS", 70),
         ("SUMS_BYTES", 20_000),
         ("SCRATCH_BYTES", 9_000),
     ):
