@@ -48,11 +48,15 @@ class FilterSetup:
 
     def pack(self, weight: AnyArray, bias: AnyArray | None) -> tuple[AnyArray, ...]:
         p, blocks, channels = self.problem, self.layout.blocks, self.layout.tile.channels
-        split = np.zeros((p.groups, blocks * channels, p.in_per_group, *p.kernel), self.layout.sums)
-        split[:, : p.out_per_group] = weight.reshape(p.groups, p.out_per_group, p.in_per_group, *p.kernel)
+        split = weight.reshape(p.groups, p.out_per_group, p.in_per_group, *p.kernel)
+        if blocks * channels > p.out_per_group:
+            own, split = split, np.zeros((p.groups, blocks * channels, p.in_per_group, *p.kernel), self.layout.sums)
+            split[:, : p.out_per_group] = own
         split = split.reshape(p.groups * blocks, channels, p.in_per_group, *p.kernel)
         parts = []
         for height, row, count in self.layout.bands:
+            if count == 0:
+                continue
             rows = split[..., row : row + height * count, :]
             rows = rows.reshape(*rows.shape[:4], count, height, p.kernel[2])
             parts.append(rows.transpose(0, 3, 2, 4, 6, 5, 1).reshape(len(rows), -1))  # plane, channel, band, column, row, result channel
@@ -60,7 +64,8 @@ class FilterSetup:
         if bias is not None:
             padded[:, : p.out_per_group] = bias.reshape(p.groups, -1)
         finite = np.array([np.isfinite(weight).all()], np.int64)
-        return np.concatenate(parts, axis=1).reshape(-1), padded.reshape(-1), finite
+        together = np.concatenate(parts, axis=1, dtype=self.layout.sums, casting="unsafe")
+        return together.reshape(-1), padded.reshape(-1), finite
 
     def run(self, source: AnyArray, packed: tuple[AnyArray, ...], result: AnyArray) -> None:
         self.call(source, packed, result).run(address(source), address(result))

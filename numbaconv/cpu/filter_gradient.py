@@ -59,8 +59,8 @@ class GradientPart:
 
     def weight(self, weight: AnyArray) -> AnyArray:
         """The weight of the forward convolution."""
-        p, (depth, height, width) = self.problem, self.taps
-        taken = weight[:, :, depth][:, :, :, height][..., width]
+        p = self.problem
+        taken = weight[:, :, *(_slice(taps) for taps in self.taps)]
         taken = taken.reshape(p.groups, p.out_per_group, p.in_per_group, *taken.shape[2:]).swapaxes(1, 2)
         return taken.reshape(p.in_channels, p.out_per_group, *taken.shape[3:])
 
@@ -71,6 +71,12 @@ class GradientPart:
 
     def of_result(self, result: AnyArray) -> AnyArray:
         return result[:, :, *(slice(axis.first, None, axis.stride) for axis in self.axes)]
+
+
+def _slice(taps: tuple[int, ...]) -> slice:
+    """Taps of descending positions, evenly spaced, as a view takes them."""
+    step = taps[1] - taps[0] if len(taps) > 1 else -1
+    return slice(taps[0], taps[-1] - 1 if taps[-1] else None, step) if taps else slice(0)
 
 
 def gradient_parts(p: Problem) -> list[GradientPart]:
