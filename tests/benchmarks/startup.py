@@ -81,6 +81,7 @@ def run(code: str, folder: str, cache: str) -> tuple[float, str]:
     """Wall-clock seconds of a Python process and what it wrote to stderr."""
     path = os.pathsep.join(filter(None, [folder, str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": path, "NUMBA_CACHE_DIR": str(Path(folder, cache))}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has its bytecode
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
     return time.perf_counter() - start, done.stderr
