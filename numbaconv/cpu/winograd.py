@@ -56,6 +56,9 @@ CELL_BYTES = 1_200_000
 SUM_BYTES = 160_000
 MOST_ROWS = 8
 
+SWEEP_BYTES = 1_000_000
+"""What a sweep along a row of tiles reads and writes and that still is in that cache when the next row's comes."""
+
 # The cost model, in cycles a vector and product of a tile: of transforming a channel, or a filter's sums; of one multiply-add, and of
 # reading its weight, once a task, which takes up to five times as long where the weight is large.
 INPUT_CYCLES = 14.0
@@ -360,6 +363,7 @@ class WinogradSetup:
         g[k.DEPTHS] = self._depths(stacks, high)
         chunks = -(-high // int(g[k.DEPTHS]))
         g[k.BLOCK] = self._block(stacks, int(g[k.TILES + 2]), int(g[k.OUTPUTS + 2]), int(g[k.DEPTHS]))
+        g[k.SWEEP] = self._sweep(g)
         tasks, passes = p.groups * -(-stacks // int(g[k.BLOCK])) * chunks, -(-self.row_blocks // self.rows)
         g[k.ROW_BLOCKS], g[k.SPLITS] = self.rows, min(range(1, passes + 1), key=lambda n: -(-tasks * n // threads) * (1 + 4 / n))
         g[k.TASKS] = tasks * g[k.SPLITS]
@@ -369,3 +373,12 @@ class WinogradSetup:
         g[k.SUM_STEP] = g[k.ROW_BLOCKS] * TILE_ROWS * g[k.SUM_ROW] + k.GAP
         g[k.PLANES] = (g[k.DEPTHS] - 1) * g[k.OUTPUTS] + g[k.CELLS]
         g[k.MOST_GROUPS] = -(-int(g[k.BLOCK]) // int(g[k.OUTPUTS + 2])) + 1
+
+    def _sweep(self, g: NDArray[np.int64]) -> int:
+        """Tasks along a stack before those of the next block of tiles: few where rows are long, so that the next row of tiles finds in
+        the cache what it shares with this one, and else many, as the tiles of a stack share, too."""
+        k = tables
+        width = int(g[k.TILES + 2] * g[k.OUTPUTS + 2]) * ELEMENTS[self.problem.dtype].storage.itemsize
+        source, result = width * self.channels * int(g[k.CELLS + 1]), width * self.filters * int(g[k.OUTPUTS + 1])
+        planes = (SWEEP_BYTES - int(g[k.CELLS] - g[k.OUTPUTS]) * source) // (source + result)
+        return max(1, min(planes // int(g[k.DEPTHS] * g[k.OUTPUTS]), -(-int(g[k.TILES]) // int(g[k.DEPTHS]))))

@@ -53,6 +53,7 @@ from .winograd_tables import (
     STORED,
     SUM_ROW,
     SUM_STEP,
+    SWEEP,
     TABLE,
     TAPS,
     TASKS,
@@ -154,12 +155,13 @@ def _aligned(size, like):  # type: ignore[no-untyped-def]
 
 @kernel()
 def _task(g, number):  # type: ignore[no-untyped-def]
-    """Stacks of tiles first, so that the table of a block of tiles serves all of them."""
-    chunks, tiles = -(-g[TILES] // g[DEPTHS]), g[STACKS]
-    depth, number = number % chunks * g[DEPTHS], number // chunks
-    blocks = -(-tiles // g[BLOCK])
-    tile, group = number % blocks * g[BLOCK], number // blocks
-    return Task(group, tile, min(g[BLOCK], tiles - tile), depth, min(g[DEPTHS], g[TILES] - depth), 0)
+    """The order: stacks, as deep as a sweep, so that a block's table serves all of them, then blocks of tiles, sweeps and groups."""
+    chunks, blocks = -(-g[TILES] // g[DEPTHS]), -(-g[STACKS] // g[BLOCK])
+    group, number = number // (chunks * blocks), number % (chunks * blocks)
+    first = number // (g[SWEEP] * blocks) * g[SWEEP]
+    count, number = min(g[SWEEP], chunks - first), number - first * blocks
+    depth, tile = (first + number % count) * g[DEPTHS], number // count * g[BLOCK]
+    return Task(group, tile, min(g[BLOCK], g[STACKS] - tile), depth, min(g[DEPTHS], g[TILES] - depth), 0)
 
 
 @kernel()

@@ -14,7 +14,7 @@ import pytest
 
 import numbaconv
 from numbaconv import Problem, reference
-from numbaconv.cpu import threads
+from numbaconv.cpu import threads, winograd
 from numbaconv.cpu.winograd import CHAINS, Winograd, WinogradSetup
 from numbaconv.cpu.winograd_factors import FACTORS, MOST_WEIGHTS, axis_factors
 from numbaconv.cpu.winograd_matrices import IDENTITY, Factor
@@ -238,6 +238,20 @@ def test_bits_do_not_depend_on_the_batch_or_the_threads(text: str) -> None:
     assert together.tobytes() == np.concatenate(alone).tobytes()
     with always_parallel():
         assert together.tobytes() == run(p, x, w, b).tobytes()
+
+
+def test_bits_do_not_depend_on_the_order_of_the_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sweeps of one task along a stack, of some, the last one being shorter, and of all."""
+    p = Problem.parse(case("fwd", (57, 22, 75), (3, 3, 3), ic=40, oc=36, g=2, p=1))
+    x, w, _ = normal_arrays(p)
+    expected, sweeps = run(p, x, w, None), []
+    for size in (0, 1_000_000, 1 << 40):
+        monkeypatch.setattr(winograd, "SWEEP_BYTES", size)
+        setup, result = WinogradSetup(p, axis_factors(p, "transform")), np.full_like(expected, np.nan)
+        setup.run(x, setup.pack(w, None), result)
+        assert result.tobytes() == expected.tobytes()
+        sweeps.append(int(setup._place(x, result, 1)[0][winograd.tables.SWEEP]))
+    assert sweeps[0] == 1 < sweeps[1] < sweeps[2] and sweeps[2] % sweeps[1]
 
 
 @pytest.mark.parametrize("value", [1.0, np.nan])
