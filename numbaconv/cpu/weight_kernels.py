@@ -1,4 +1,4 @@
-"""The kernels of weight gradients: tasks, strips, what they copy and multiply, and how a block's sums reach dW.  See ``weight_grad``."""
+"""The kernels of weight gradients: tasks, strips, what they copy and multiply.  See ``weight_grad``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from ..padding import PADDING
 from .compile import kernel
 from .copies import copy_lines, transpose
-from .elements import load_stored, store_stored, store_sums_as, store_sums_turned_as
+from .elements import load_stored
 from .gemm import TILE_ROWS, TILE_VECTORS
 from .rows import index_of
 from .simd import address_of, borrowed, lanes_of
@@ -18,13 +18,13 @@ from .weight_bands import TABLE, add_bands
 
 # isort: off
 from .weight_fields import (
-    BLOCKS, BOX, CHANNEL, CHANNEL_BLOCK, CHANNEL_BLOCKS, CHANNEL_LANES, CHANNELS, COMPONENTS, DILATION, FILTER_BLOCK, FILTER_BLOCKS,
-    FILTERS, GRAD, GRAD_IN_PLACE, GRAD_MERGES, GRAD_ROW, GROUP_BLOCK, GROUP_SUMS, GROUPS, IMAGES, IN, IN_PLACE, ITEM, KERNEL, KIND,
-    LOADED, MODE, NEGATED, OUT, PAD, PANEL, PLANE, RESULT, RESULT_ITEM, RESULT_TAP, ROW, ROW_BANDS, SCRATCH, SEGMENTS, SHARES, SOURCE,
-    STORED, STRIDE, STRIPS, SUMS_STEP,
+    BLOCKS, BOX, CHANNEL, CHANNEL_BLOCK, CHANNEL_LANES, CHANNELS, COMPONENTS, DILATION, FILTER_BLOCK, FILTERS, GRAD, GRAD_IN_PLACE,
+    GRAD_MERGES, GRAD_ROW, GROUP_BLOCK, GROUP_SUMS, IMAGES, IN, IN_PLACE, ITEM, KERNEL, KIND, LOADED, MODE, NEGATED, OUT, PAD, PANEL,
+    PLANE, RESULT, RESULT_ITEM, RESULT_TAP, ROW, ROW_BANDS, SCRATCH, SEGMENTS, SHARES, SOURCE, STRIDE, STRIPS, SUMS_STEP,
 )  # fmt: skip
 
 # isort: on
+from .weight_stores import address_of_block, block_of, component_of, store_block, store_taps
 from .weight_tiles import DOT_TILES, add_channel_tile, dot_tile
 
 RUN = 64  # strips
@@ -108,7 +108,7 @@ def _sum_block(g, task, segments, places, work, totals):  # type: ignore[no-unty
     if last - first > RUN:
         work.sums[:] = totals
     if g[SHARES] == 1 and not at_once:
-        _store_block(g, block, work.sums)
+        store_block(g, block, work.sums)
 
 
 @kernel()
@@ -124,34 +124,13 @@ def add_shares(geometry, partial, counter):  # type: ignore[no-untyped-def]
         sums = partial[start : start + size]
         for i in range(1, g[SHARES]):
             sums += partial[start + i * size : start + (i + 1) * size]
-        _store_block(borrowed(geometry), block, borrowed(sums))
-
-
-@kernel()
-def _block(g, block):  # type: ignore[no-untyped-def]
-    """Of a block of dW: first and last group, first filter and their number, first channel and their number (inside a group).
-
-    Components of dW are blocks apart, the last of all numbers: see :func:`_component`.
-    """
-    c, rest = block % g[CHANNEL_BLOCKS], block // g[CHANNEL_BLOCKS]
-    f, rest = rest % g[FILTER_BLOCKS], rest // g[FILTER_BLOCKS]
-    rest %= -(-g[GROUPS] // g[GROUP_BLOCK])
-    channel, filter = g[CHANNELS] * c // g[CHANNEL_BLOCKS], g[FILTERS] * f // g[FILTER_BLOCKS]
-    channels = g[CHANNELS] * (c + 1) // g[CHANNEL_BLOCKS] - channel
-    filters = g[FILTERS] * (f + 1) // g[FILTER_BLOCKS] - filter
-    return rest * g[GROUP_BLOCK], min((rest + 1) * g[GROUP_BLOCK], g[GROUPS]), filter, filters, channel, channels
-
-
-@kernel()
-def _component(g, block):  # type: ignore[no-untyped-def]
-    """Which component of dW a block holds: the real part is 0."""
-    return block * g[COMPONENTS] // g[BLOCKS]
+        store_block(borrowed(geometry), block, borrowed(sums))
 
 
 @kernel()
 def _place_cells(g, block, places, cells):  # type: ignore[no-untyped-def]
     """Offsets (elements) of what the taps of a block's channels read for a strip's first pixel; the last one is repeated to fill tiles."""
-    channels = _block(g, block)[5]
+    channels = block_of(g, block)[5]
     kd, kh, kw = g[KERNEL], g[KERNEL + 1], g[KERNEL + 2]
     r = 0
     for c in range(channels):
@@ -172,8 +151,8 @@ def _place_cells(g, block, places, cells):  # type: ignore[no-untyped-def]
 @kernel()
 def _add_strip(g, block, strip, accumulate, final, segments, places, work):  # type: ignore[no-untyped-def]
     """Compute what one strip gives to a block of dW, and add it to the sums where asked; ``final`` sums are written to dW as they come."""
-    first_group, last_group, filter, filters, channel, channels = _block(g, block)
-    component, item = _component(g, block), g[ITEM]
+    first_group, last_group, filter, filters, channel, channels = block_of(g, block)
+    component, item = component_of(g, block), g[ITEM]
     w, rest = strip % g[STRIPS + 2], strip // g[STRIPS + 2]
     h, rest = rest % g[STRIPS + 1], rest // g[STRIPS + 1]
     d, rest = rest % g[STRIPS], rest // g[STRIPS]
@@ -186,7 +165,7 @@ def _add_strip(g, block, strip, accumulate, final, segments, places, work):  # t
         _find_starts(g, planes, rows, work)
     grad_strip = image * g[GRAD + 1] + d0 * g[GRAD + 3] + h0 * g[GRAD + 4] + w0 * g[GRAD + 5] + (part ^ component)
     negated = component == 1 and part == g[NEGATED]
-    result = _address_of_block(g, block) if final else 0
+    result = address_of_block(g, block) if final else 0
     for group in range(first_group, last_group):
         source = g[SOURCE] + (image * g[SOURCE + 1] + (group * g[CHANNELS] + channel) * g[SOURCE + 2] + part) * item
         if g[IN_PLACE] and g[KIND] != ROW_BANDS:
@@ -302,7 +281,7 @@ def _add_channel_lanes(g, grad, negated, filters, planes, rows, columns, source,
             )
             while result != 0 and stored < min(r + TILE_ROWS, taps) and (stored + lanes <= r + TILE_ROWS or taps <= r + TILE_ROWS):
                 some = min(lanes, taps - stored)
-                _store_taps(g, sums, at, stored, some, first * lanes, min(last * lanes, filters), result)
+                store_taps(g, sums, at, stored, some, first * lanes, min(last * lanes, filters), result)
                 stored += some
 
 
@@ -352,62 +331,3 @@ def _add_pixel_lanes(g, grad, filters, planes, rows, columns, source, taps, at, 
             dot_tile(
                 g[KIND], grad, grads, o, source, work.cells, r, work.starts, planes * rows, columns, sums, place, g[SUMS_STEP], accumulate
             )
-
-
-# ---- the result --------------------------------------------------------------------------------------------------------
-@kernel()
-def _address_of_block(g, block):  # type: ignore[no-untyped-def]
-    """Byte address of a block's first element in dW."""
-    first_group, _, filter, _, channel, _ = _block(g, block)
-    place = (first_group * g[FILTERS] + filter) * g[RESULT + 1] + channel * g[RESULT + 2] + _component(g, block)
-    return g[RESULT] + place * g[RESULT_ITEM]
-
-
-@kernel()
-def _store_block(g, block, sums):  # type: ignore[no-untyped-def]
-    """Write the sums of a block to dW."""
-    first_group, last_group, _, filters, _, channels = _block(g, block)
-    lanes, taps = lanes_of(sums), channels * g[KERNEL] * g[KERNEL + 1] * g[KERNEL + 2]
-    start = _address_of_block(g, block)
-    for group in range(last_group - first_group):
-        result, at = start + group * g[FILTERS] * g[RESULT + 1] * g[RESULT_ITEM], group * g[GROUP_SUMS]
-        if g[RESULT_TAP] == 0:
-            of_filter, of_tap = (1, g[SUMS_STEP]) if g[KIND] == CHANNEL_LANES else (g[SUMS_STEP], 1)
-            _store_elements(g, sums[at:], of_filter, of_tap, result, filters, channels)
-        elif g[KIND] != CHANNEL_LANES:
-            for o in range(filters):
-                place = result + o * g[RESULT + 1] * g[RESULT_ITEM]
-                store_sums_as(sums, at + o * g[SUMS_STEP], taps, place, g[RESULT_TAP], g[STORED])
-        else:
-            for tap in range(0, taps, lanes):
-                _store_taps(g, sums, at, tap, min(lanes, taps - tap), 0, filters, result)
-
-
-@kernel()
-def _store_taps(g, sums, at, tap, taps, first, last, result):  # type: ignore[no-untyped-def]
-    """Write sums[at:] of at most a vector's ``taps`` from ``tap`` on, and filters [first, last), to dW, where taps are evenly spaced."""
-    lanes, step = lanes_of(sums), g[RESULT_TAP]
-    start = at + tap * g[SUMS_STEP]
-    target = result + tap * step * g[RESULT_ITEM]
-    if g[RESULT + 1] == 1:
-        for t in range(taps):
-            address = target + (first + t * step) * g[RESULT_ITEM]
-            store_sums_as(sums, start + t * g[SUMS_STEP] + first, last - first, address, 1, g[STORED])
-    else:
-        for o in range(first, last, lanes):
-            address, filters = target + o * g[RESULT + 1] * g[RESULT_ITEM], min(lanes, last - o)
-            store_sums_turned_as(sums, start + o, g[SUMS_STEP], taps, filters, address, g[RESULT + 1], step, g[STORED])
-
-
-@kernel()
-def _store_elements(g, sums, of_filter, of_tap, result, filters, channels):  # type: ignore[no-untyped-def]
-    """Write sums[filter * of_filter + tap * of_tap], taps counted over channels, to any layout."""
-    for o in range(filters):
-        tap = 0
-        for c in range(channels):
-            for i in range(g[KERNEL]):
-                for j in range(g[KERNEL + 1]):
-                    for k in range(g[KERNEL + 2]):
-                        offset = o * g[RESULT + 1] + c * g[RESULT + 2] + i * g[RESULT + 3] + j * g[RESULT + 4] + k * g[RESULT + 5]
-                        store_stored(result + offset * g[RESULT_ITEM], sums[o * of_filter + tap * of_tap], g[STORED])
-                        tap += 1
