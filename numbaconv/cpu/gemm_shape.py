@@ -13,7 +13,7 @@ from typing import NamedTuple
 from ..axes import Axis, Part, axis_parts, cut_where_taps_change, pixel_count, tap_count, taps_that_meet
 from ..problem import Problem
 from .elements import Kind, kind_of
-from .gemm import ROWS, TILE_ROWS, TILE_VECTORS
+from .gemm import ROWS, SPREAD, TILE_ROWS, TILE_VECTORS
 from .target import target
 
 DEPTH = 192  # products of one K block: a panel then stays in the first-level cache
@@ -31,11 +31,10 @@ COPY_START_CYCLES = 20.0
 COPY_CYCLES = {1: 2.5, 2: 4.0, 3: 26.0}
 PRODUCT_CYCLES = {"float32": 0.5, "float64": 0.5, "uint32": 0.5 if target().fused_pairs else 1.0, "int32": 1.4, "int64": 2.0}
 LOAD_CYCLES, LATENCY_CYCLES = 0.5, 4.0
+PREFETCHES = 2 if SPREAD else 0  # with each product
 STORE_CYCLES = 60.0
 TURN_CYCLES = 6.0
-PACKING_ROWS = 12.0  # whose products take as long as packing the panel
-TABLE_ROWS = TABLE_CYCLES / PRODUCT_CYCLES["float32"] / TILE_VECTORS  # the same for the panel's tables, by the number of channels
-FAR_VECTORS = 0.5  # whose products take as long as reading the weight
+PACKING_CYCLES, FAR_CYCLES = 6.0, 0.25  # a product, in divisions: to pack a vector of pixels, to read a row's weight from far away
 CYCLES_A_SECOND = 2.5e9
 
 
@@ -127,7 +126,7 @@ class GemmShape:
             copies = vectors * taps * self.channels * self.kind.components
             copy = panels * taps * blocks * COPY_START_CYCLES + copies * COPY_CYCLES[min(part[2].step, 3)]
             tiles = self._tiles(pixels, self.rows) if turned else self._tiles(self.rows, pixels)
-            multiply = products * sum(self._tile_cycles(high, wide) * count for high, wide, count in tiles)
+            multiply = products * sum(tile_cycles(high, wide, PRODUCT_CYCLES[self.kind.sums.name]) * count for high, wide, count in tiles)
             if turned:
                 multiply += vectors * -(-self.rows // self.lanes) * self.lanes * TURN_CYCLES
             store, met = sum(count for *_, count in tiles) * blocks * STORE_CYCLES, self._share_met(part)
@@ -140,10 +139,6 @@ class GemmShape:
         down = [(TILE_ROWS, rows // TILE_ROWS), (min(n for n in ROWS if n >= left), int(left > 0))]
         across = [(TILE_VECTORS, vectors // TILE_VECTORS), (vectors % TILE_VECTORS, int(vectors % TILE_VECTORS > 0))]
         return [(high, wide, n * m) for high, n in down for wide, m in across if n and m]
-
-    def _tile_cycles(self, rows: int, vectors: int) -> float:
-        """Of one product: the multiply-adds, two loads a cycle, or the latency of a short chain."""
-        return max(rows * vectors * PRODUCT_CYCLES[self.kind.sums.name], (rows + vectors) * LOAD_CYCLES, LATENCY_CYCLES)
 
     def _share_met(self, part: Part) -> float:
         """Share of the taps that panels take: those that meet the source for one of their pixels."""
@@ -200,12 +195,15 @@ class Division(NamedTuple):
 
 
 @functools.cache
-def division(vectors: int, rows: int, unit: int, channels: int, members: int, most: int, repeat: int, threads: int) -> Division:
-    """The division with which threads are done soonest, for so many vectors of pixels of each of ``members`` images and groups.
+def division(
+    pixels: int, rows: int, lanes: int, turned: bool, channels: int, members: int, most: int, repeat: int, threads: int
+) -> Division:
+    """The division with which threads are done soonest, for so many pixels of each of ``members`` images and groups.
 
-    unit : rows that a share has a multiple of; most : panels of a run; repeat : of as many panels the tables serve again.
+    most : panels of a run; repeat : of as many panels the tables serve again.
     """
-    panels, units = -(-vectors // TILE_VECTORS), -(-rows // unit)
+    width, unit = TILE_VECTORS * lanes, lanes if turned else TILE_ROWS
+    panels, units = -(-pixels // width), -(-rows // unit)
     fewest = -(-panels // most)
     whole = _even(panels, fewest, 1) if most % repeat else Division(most, 0, fewest, 1)
     options = [whole]
@@ -213,13 +211,17 @@ def division(vectors: int, rows: int, unit: int, channels: int, members: int, mo
         options += [_even(panels, runs, splits) for splits in range(1, min(units, 8 * threads // (members * runs)) + 1)]
 
     def time(d: Division) -> float:
-        """Until the last thread is done, in vectors multiplied by a row."""
-        alone = d.runs - d.short == 1  # the last run is the longest, and lacks vectors
-        longest = max(TILE_VECTORS * (d.panels - 1), vectors - TILE_VECTORS * (panels - d.panels)) if alone else TILE_VECTORS * d.panels
-        tables = 0.0 if d is whole and d.panels % repeat == 0 else TABLE_ROWS / channels
-        share = min(-(-units // d.splits) * unit, rows)
-        task = longest * (share + PACKING_ROWS + tables) + FAR_VECTORS * share
-        return -(-members * d.runs * d.splits // threads) * task
+        """Cycles a product until the last thread is done."""
+        alone = d.runs - d.short == 1  # the last run is the longest, and lacks pixels
+        longest = max(width * (d.panels - 1), pixels - width * (panels - d.panels)) if alone else width * d.panels
+        vectors, shares = -(-longest // lanes), [(units * i // d.splits, units * (i + 1) // d.splits) for i in range(d.splits)]
+        if turned:
+            tiles = math.ceil(2 * longest / TILE_ROWS) / 2 * max(_across(*share) for share in shares)
+        else:
+            tiles = max(last - first for first, last in shares) * _across(0, vectors)
+        tables = 0.0 if d is whole and d.panels % repeat == 0 else d.panels * TABLE_CYCLES / channels
+        far = -(-units // d.splits) * unit * FAR_CYCLES
+        return -(-members * d.runs * d.splits // threads) * (tiles + vectors * PACKING_CYCLES + tables + far)
 
     return min(options, key=time)
 
@@ -227,3 +229,18 @@ def division(vectors: int, rows: int, unit: int, channels: int, members: int, mo
 def _even(panels: int, runs: int, splits: int) -> Division:
     most = -(-panels // runs)
     return Division(most, most * runs - panels, runs, splits)
+
+
+@functools.cache
+def _across(first: int, last: int) -> float:
+    """Cycles a product of a row of tiles that covers the vectors [first, last), with borders at multiples of TILE_VECTORS."""
+    cycles = 0.0
+    while first < last:
+        after = min(last, first - first % TILE_VECTORS + TILE_VECTORS)
+        cycles, first = cycles + tile_cycles(TILE_ROWS, after - first, PRODUCT_CYCLES["float32"]), after
+    return cycles
+
+
+def tile_cycles(rows: int, vectors: int, product: float) -> float:
+    """Of one product of a tile: the multiply-adds, two loads or prefetches a cycle, or the latency of a short chain."""
+    return max(rows * vectors * product, (rows + vectors + PREFETCHES) * LOAD_CYCLES, LATENCY_CYCLES)

@@ -272,10 +272,10 @@ class ImplicitGemmSetup(GemmShape):
         g[STAGED] = g[SCATTERED] or self._narrows or self.turned
         g[TURNED], g[BLOCK], g[STAGED_ROW] = self.turned, self.block, self._staged_row
         g[RESULT] = sum(axis.first * step for axis, step in zip(part, result[2:]))
-        vectors, repeat = -(-pixel_count(part) // self.lanes), self.columns(lines[2].size)
-        most = min(max(1, PANELS_A_TASK // repeat) * repeat, self._staged_panels if g[STAGED] else MOST_PANELS, -(-vectors // TILE_VECTORS))
+        panels, repeat = -(-pixel_count(part) // (TILE_VECTORS * self.lanes)), self.columns(lines[2].size)
+        most = min(max(1, PANELS_A_TASK // repeat) * repeat, self._staged_panels if g[STAGED] else MOST_PANELS, panels)
         g[PANELS], g[SHORT], g[RUNS], g[SPLITS] = division(
-            vectors, self.rows, self.lanes if self.turned else TILE_ROWS, self.channels, batch * p.groups, most, repeat, threads
+            pixel_count(part), self.rows, self.lanes, self.turned, self.channels, batch * p.groups, most, repeat, threads
         )
         return g, [shift for line in lines for shift in line.shifts]
 

@@ -317,21 +317,21 @@ def test_blocking_covers_everything(channels: int, kernel: int, dtype: str) -> N
 @pytest.mark.parametrize("threads", [1, 2, 3, 64])
 @pytest.mark.parametrize("members", [1, 3, 50])
 @pytest.mark.parametrize(
-    "vectors, most, repeat", [(1, 1, 1), (4, 2, 49), (13, 5, 49), (49, 7, 7), (49, 16, 196), (784, 7, 7), (5000, 16, 300)]
+    "pixels, most, repeat", [(1, 1, 1), (49, 2, 49), (196, 5, 49), (784, 7, 7), (784, 16, 196), (12544, 7, 7), (80001, 16, 300)]
 )
-def test_division_covers_every_panel_once(vectors: int, most: int, repeat: int, members: int, threads: int) -> None:
-    for rows, unit in ((128, TILE_ROWS), (3, TILE_ROWS), (2048, 16)):
-        d, panels = division(vectors, rows, unit, 64, members, most, repeat, threads), -(-vectors // TILE_VECTORS)
+def test_division_covers_every_panel_once(pixels: int, most: int, repeat: int, members: int, threads: int) -> None:
+    for rows, turned in ((128, False), (3, False), (2048, True)):
+        d, panels = division(pixels, rows, 16, turned, 64, members, most, repeat, threads), -(-pixels // (TILE_VECTORS * 16))
         firsts = [run * d.panels - min(run, d.short) for run in range(d.runs)]
         lasts = [min(first + d.panels - (run < d.short), panels) for run, first in enumerate(firsts)]
         assert [0, *lasts] == [*firsts, panels] and all(first < last for first, last in zip(firsts, lasts))
-        assert d.panels <= most and 1 <= d.splits <= -(-rows // unit) and (threads > 1 or d.splits == 1)
+        assert d.panels <= most and 1 <= d.splits <= -(-rows // TILE_ROWS) and (threads > 1 or d.splits == 1)
 
 
 def test_division_gives_every_thread_as_much() -> None:
     """A small plane is cut into runs; one of a panel or two into shares of the rows."""
-    assert division(49, 128, TILE_ROWS, 256, 1, 7, 7, 2)[2:] == (4, 1)
-    assert division(4, 2048, 16, 512, 1, 2, 49, 2)[2:] == (1, 2)
+    assert division(784, 128, 16, False, 256, 1, 7, 7, 2)[2:] == (4, 1)
+    assert division(49, 2048, 16, True, 512, 1, 2, 49, 2)[2:] == (1, 2)
 
 
 REASONS = {
