@@ -28,9 +28,6 @@ from .winograd_vectors import multiply, phases_of, segments_of
 NOTHING = -(1 << 63)
 """The offset of a row that is not there."""
 
-AHEAD = 2
-"""How many channels (filters) ahead their rows are prefetched."""
-
 
 # ---- factors as compile-time constants ---------------------------------------------------------------------------------
 @functools.cache
@@ -76,7 +73,8 @@ def loads(width: Factor) -> int:
 class _Group:
     """One group of tiles as emitted code sees it: its row of the table and its picked lanes.
 
-    nothing : byte address that stands for rows that are not there.  ahead : bytes from a row to one that is prefetched.
+    nothing : byte address that stands for rows that are not there.  ahead : bytes from a row to that of the next channel, which
+    is prefetched.
     """
 
     def __init__(self, v: Vectors, factors: Sequence[Factor], table: Any, lanes: Any, ring: Any, nothing: Any, ahead: Any) -> None:
@@ -173,7 +171,7 @@ def _emit_transform(context: Any, builder: Any, signature: Any, arguments: Any) 
         source: Any, channel_step: Any, channel: Any, channels: Any, planes: Any, plane_count: Any, tiles: Any, ring: Any, nothing: Any,
     ) -> None:  # fmt: skip
         v = Vectors(b, dtype)
-        group = _Group(v, factors, b.gep(table, [entry]), b.gep(lanes, [first_lane]), ring, nothing, b.mul(channel_step, int64(AHEAD)))
+        group = _Group(v, factors, b.gep(table, [entry]), b.gep(lanes, [first_lane]), ring, nothing, channel_step)
         transformed = _Cells(v, cells, row, step)
         if group.depth == IDENTITY:
             transformed.place(group.at, group.count)
@@ -272,7 +270,7 @@ def _emit_restore(context: Any, builder: Any, signature: Any, arguments: Any) ->
         result: Any, channel_step: Any, filters: Any, bias: Any, first_bias: Any, depth_step: Any, depths: Any, ring: Any, nothing: Any,
     ) -> Any:  # fmt: skip
         v = Vectors(b, dtype)
-        group = _Group(v, factors, b.gep(table, [entry]), b.gep(lanes, [first_lane]), ring, nothing, b.mul(channel_step, int64(AHEAD)))
+        group = _Group(v, factors, b.gep(table, [entry]), b.gep(lanes, [first_lane]), ring, nothing, channel_step)
         bad = cgutils.alloca_once_value(b, v.no_lane)
         with cgutils.for_range(b, filters) as loop:
             base = b.add(result, b.mul(loop.index, channel_step))
