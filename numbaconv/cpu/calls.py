@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -17,7 +18,8 @@ MOST_BYTES = 1 << 20
 """Of a result: before a larger one is allocated, the memory is asked for room, and what that takes does not matter."""
 
 
-class Call(NamedTuple):
+@dataclass
+class Call:
     """A worker's tasks for arrays of certain layouts."""
 
     worker: Callable[..., None]
@@ -25,10 +27,11 @@ class Call(NamedTuple):
     """What the worker takes behind the byte addresses of source and result."""
     tasks: int
     seconds: float
+    _address: int = 0  # of the worker's code, once it was asked for
 
     def run(self, source: int, result: int) -> None:
         """Compute, with the arrays at these byte addresses."""
-        share(self.worker, (source, result, *self.arguments), self.tasks, self.seconds)
+        self._address = share(self.worker, (source, result, *self.arguments), self.tasks, self.seconds, self._address)
 
 
 class Prepares(Protocol):

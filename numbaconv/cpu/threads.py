@@ -53,13 +53,15 @@ def _next_task(counter):  # type: ignore[no-untyped-def]  # Numba compares the s
     return lambda counter: atomic_increment(counter)
 
 
-def share(worker: Callable[..., None], arguments: tuple[Any, ...], tasks: int, seconds: float) -> None:
+def share(worker: Callable[..., None], arguments: tuple[Any, ...], tasks: int, seconds: float, address: int = 0) -> int:
     """Run ``worker(*arguments, counter)`` on this thread, or one on each of several threads.
 
     ``seconds`` estimates the whole work on one thread.  A worker is not called without a task.
+    address : what a call with arguments of the same types returned: where the worker's code begins, or 0 if it was not asked for.  To find
+        it takes about as long as to open a region.
     """
     if tasks == 0:
-        return
+        return address
     threads = min(team_size(seconds), tasks)
     counter = np.zeros(1, np.int64)
     if config.DISABLE_JIT:
@@ -69,10 +71,11 @@ def share(worker: Callable[..., None], arguments: tuple[Any, ...], tasks: int, s
         worker(*arguments, counter)
     else:
         everything = (*arguments, counter)
-        address = _address(worker, everything)
+        address = address or _address(worker, everything)
         # The layer "workqueue" aborts the process when two threads enter it.
         with _one_at_a_time if threading_layer() == "workqueue" else contextlib.nullcontext():
             _team(threads, address, everything)
+    return address
 
 
 @kernel(parallel=True)
