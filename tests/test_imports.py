@@ -26,7 +26,7 @@ LAYERS = """
     cpu/simd
     cpu/elements cpu/gemm cpu/layouts cpu/threads cpu/winograd_vectors
     cpu/copies cpu/winograd_factors cpu/winograd_transforms
-    cpu/depthwise_kernel cpu/fft_kernel cpu/filter_kernel
+    cpu/depthwise_kernel cpu/fft_kernel cpu/filter_kernel cpu/pack_tap
     cpu/pack cpu/pack_weight cpu/rows cpu/weight_tiles cpu/winograd_products cpu/winograd_tables
     cpu/weight_fields
     cpu/weight_bands cpu/weight_stores

@@ -66,6 +66,7 @@ from .gemm_worker import (
     work,
 )
 from .layouts import address
+from .pack_tap import EVEN, SPREAD, UNIT
 from .pack_weight import as_real, pack_weight
 from .target import target
 from .threads import most_threads, team_size
@@ -260,7 +261,7 @@ class ImplicitGemmSetup(GemmShape):
             g[i : pack.MODE : 3] = [*line[:5], len(line.shifts)]
         step = lines[2].step * lines[2].source_stride
         g[pack.MODE], g[pack.SLOTS] = PADDING_MODES.index(p.padding_mode), self.slots(lines[2].size)
-        g[pack.LANE_STEP], g[pack.SPACING] = step, {1: pack.UNIT, 2: pack.EVEN}.get(step, pack.SPREAD)
+        g[pack.LANE_STEP], g[pack.SPACING] = step, {1: UNIT, 2: EVEN}.get(step, SPREAD)
         g[IMAGES], g[GROUPS], g[CHANNELS], g[ROWS] = batch, p.groups, self.channels, self.rows
         g[PIXELS], g[KERNEL], g[WEIGHT] = pixel_count(part), tap_count(part), start
         g[CHANNELS_AT_ONCE], g[pack.TAPS_AT_ONCE] = blocking(self.channels, tap_count(part), self.kind)
