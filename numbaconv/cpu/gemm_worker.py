@@ -86,7 +86,7 @@ def _compute(  # type: ignore[no-untyped-def]
     width, unit = TILE_VECTORS * lanes, lanes if g[TURNED] else TILE_ROWS
     each, stage, units = _panel_size(g, width), _stage_size(g, width), -(-g[ROWS] // unit)
     split, member = task % g[SPLITS], task // g[SPLITS]
-    run, member = member // (g[IMAGES] * g[GROUPS]), member % (g[IMAGES] * g[GROUPS])
+    run, member = g[RUNS] - 1 - member // (g[IMAGES] * g[GROUPS]), member % (g[IMAGES] * g[GROUPS])  # the longest first
     image, group = member // g[GROUPS], member % g[GROUPS]
     first = run * g[PANELS] - min(run, g[SHORT])
     last = min(first + g[PANELS] - (1 if run < g[SHORT] else 0), -(-g[PIXELS] // width))

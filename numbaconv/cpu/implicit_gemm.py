@@ -282,7 +282,9 @@ class ImplicitGemmSetup(GemmShape):
 
 
 def _together(parts: list[tuple[NDArray[np.int64], list[int]]]) -> Placed:
-    """Parts one after the other, with their tasks and shifts numbered through."""
+    """Parts one after the other, with their tasks and shifts numbered through; those of the longest tasks first, as shorter ones at the
+    end leave fewer threads waiting."""
+    parts = sorted(parts, key=lambda part: -part[0][KERNEL] * part[0][PANELS] / part[0][SPLITS])
     geometry, shifts, tasks = np.zeros((len(parts), FIELDS), np.int64), list[int](), 0
     for g, (own, own_shifts) in zip(geometry, parts):
         tasks += int(own[RUNS] * own[SPLITS] * own[IMAGES] * own[GROUPS])
