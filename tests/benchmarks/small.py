@@ -72,9 +72,9 @@ def kernel_of(call: Callable[[], Any]) -> Callable[[], None]:
     shared: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
     honest = threads.share
 
-    def recorded(worker: Any, arguments: Any, tasks: int, seconds: float) -> None:
+    def recorded(worker: Any, arguments: Any, tasks: int, seconds: float, address: int = 0) -> int:
         shared.append((worker, arguments))
-        honest(worker, arguments, tasks, seconds)
+        return honest(worker, arguments, tasks, seconds, address)
 
     with contextlib.ExitStack() as patches:
         for name, module in list(sys.modules.items()):
