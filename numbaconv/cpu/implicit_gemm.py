@@ -219,11 +219,11 @@ class ImplicitGemmSetup(GemmShape):
             self.call(source, packed, result).run(address(source), address(result))
 
     def call(self, source: AnyArray, packed: tuple[AnyArray, ...], result: AnyArray) -> Call:
-        """``run``, but for zeros where no tap is met, with a weight that is finite or not transposed."""
+        """``run`` with a weight that is finite or not transposed; zeros of a transposed convolution may be written already."""
         finite, weight, bias, *_ = packed
         seconds = self.seconds * source.shape[0]
         placed, met = self._layouts(source, result, team_size(seconds))
-        if len(met.geometry) < len(placed.geometry) and not bias.view(np.uint8).any():
+        if self.problem.transposed and len(met.geometry) < len(placed.geometry) and not bias.view(np.uint8).any():
             result[...] = 0  # all at once takes less time than every other cell
             placed = met
         return Call(work, (placed.geometry, placed.shifts, weight, bias, int(finite[0]), *self._likes), placed.tasks, seconds)

@@ -256,7 +256,7 @@ class WinogradSetup:
         wide = Factor(4, cells)
         numbers = (panel + 2) * (table_fields(wide, wide).size + 3 * lanes + 1) + 2 * planes
         each = elements * self.sums.itemsize + numbers * 8 + 3 * k.ALIGNMENT
-        return most_threads() * each + k.FIELDS * 8
+        return most_threads() * (each + k.FIELDS * 8)
 
     @property
     def packed_bytes(self) -> int:
