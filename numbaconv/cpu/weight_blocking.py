@@ -16,7 +16,7 @@ from .weight_fields import CHANNEL_LANES, ROW_BANDS
 from .weight_tiles import DOT_TILES
 
 CHANNEL_PIXELS = 256  # output pixels of a strip whose lanes are channels: its panel stays in the first-level cache
-PIXEL_PIXELS = 2048  # and of one whose lanes are pixels: its lanes are summed up only then
+PIXEL_PIXELS = 1024  # and of one whose lanes are pixels: what a tile reads stays there too, and its lanes are summed up only then
 BAND_PIXELS = 4096  # and of one whose kernel rows are taken together
 SUMS_BYTES = 300_000  # of a block of dW, in the second-level cache
 SCRATCH_BYTES = 600_000
@@ -41,7 +41,7 @@ class Blocking:
 
     kind : CHANNEL_LANES, ROW_BANDS or the number of a dot tile
     strips : number of strips along each axis; box : output pixels of the largest along each
-    channels, filters, groups : of the largest block; channel_blocks, filter_blocks : in a group
+    channels, filters, groups : of the largest block, which is cut between ``unit`` filters; channel_blocks, filter_blocks : in a group
     sums_step, group_sums : elements of a row of a block's sums, and of all sums of a group in it
     scratch, panel : elements of a task's copies
     seconds : estimated time of one image on one thread
@@ -52,6 +52,7 @@ class Blocking:
     box: Triple
     channels: int
     filters: int
+    unit: int
     groups: int
     channel_blocks: int
     filter_blocks: int
@@ -74,10 +75,11 @@ def blocking(p: Problem, kind: int) -> Blocking:
     channel = planes * lines * columns
     if kind == CHANNEL_LANES:
         across, down = lanes, TILE_ROWS
-        filters = evenly(p.out_per_group, 8 * lanes)
+        most_filters = 3 * TILE_VECTORS * lanes
     else:
         across, down = (1, 1) if kind == ROW_BANDS else DOT_TILES[kind]
-        filters = evenly(p.out_per_group, 16 * across)
+        most_filters = 16 * across
+    filters = min(evenly(-(-p.out_per_group // across), most_filters // across) * across, p.out_per_group)
     padded = -(-filters // across) * across
     most = min(SUMS_BYTES // (padded * p.taps * item), SCRATCH_BYTES // (channel * item))
     wanted = -(-FEW_TASKS // (p.groups * -(-p.out_per_group // filters) * most_shares(p)))
@@ -91,7 +93,7 @@ def blocking(p: Problem, kind: int) -> Blocking:
     seconds = p.groups * math.prod(strips) * cycles / CYCLES_A_SECOND
     groups = -(-p.groups // min(TASKS, math.ceil(seconds / BLOCK_SECONDS))) if blocks == (1, 1) else 1
     return Blocking(
-        kind, strips, box, channels, filters, groups, *blocks, step, step * rows, channels * channel + lanes, panel + lanes, seconds
+        kind, strips, box, channels, filters, across, groups, *blocks, step, step * rows, channels * channel + lanes, panel + lanes, seconds
     )
 
 

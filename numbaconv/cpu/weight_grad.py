@@ -34,6 +34,7 @@ from ..layouts import Layouts
 from ..problem import Problem, itemsize
 from . import weight_fields as k
 from .elements import NUMBERS, kind_of
+from .layouts import address
 from .rows import axis_segments
 from .target import target
 from .threads import most_threads, share
@@ -41,7 +42,7 @@ from .weight_bands import TABLE, bands
 from .weight_blocking import TASKS, Blocking, blocking, cells, kinds, most_shares, up
 from .weight_kernels import ALIGNMENT, add_shares, worker
 
-TASK_SECONDS = 250e-6  # of a share, at least
+TASK_SECONDS = 100e-6  # of a share, at least
 BYTES_A_SECOND = 1e10  # of shares that are added up
 MULTIPLY = {"int32": 5.0, "int64": 6.0}
 """How much longer a multiply-add of integers takes than one of floating-point numbers as wide."""
@@ -118,7 +119,7 @@ class WeightGemmSetup:
     @property
     def _shares(self) -> int:
         """The most shares of any batch."""
-        return max(1, min(TASKS // self.blocks, most_shares(self.cut)))
+        return min(TASKS // self.blocks, most_shares(self.cut))
 
     @property
     def workspace(self) -> int:
@@ -128,8 +129,8 @@ class WeightGemmSetup:
         sums = b.groups * b.group_sums
         tables = b.channels * p.taps + b.filters + 3 * (b.scratch // self._row + 1) + 2 * math.prod(b.box[:2]) + TABLE + 192
         each = (b.scratch + b.panel + 2 * sums) * item + tables * 8
-        shares = self._shares
-        return most_threads() * each + (shares * self.blocks * sums * item if shares > 1 else 0) + ALIGNMENT + k.FIELDS * 8
+        shares = max(1, self._shares)
+        return most_threads() * each + (shares * self.blocks * sums * item if shares > 1 else 0) + 2 * ALIGNMENT + k.FIELDS * 8
 
     @property
     def _row(self) -> int:
@@ -158,7 +159,7 @@ class WeightGemmSetup:
             places += band
         lines = cells(p, 1, b.box[1], lanes)
         g[k.MODE], g[k.GROUPS], g[k.CHANNELS], g[k.FILTERS] = PADDING_MODES.index(p.padding_mode), p.groups, p.in_per_group, p.out_per_group
-        g[k.CHANNEL_BLOCK], g[k.FILTER_BLOCK], g[k.GROUP_BLOCK] = b.channels, b.filters, b.groups
+        g[k.CHANNEL_BLOCK], g[k.FILTER_BLOCK], g[k.FILTER_UNIT], g[k.GROUP_BLOCK] = b.channels, b.filters, b.unit, b.groups
         g[k.CHANNEL_BLOCKS], g[k.FILTER_BLOCKS], g[k.BLOCKS], g[k.KIND] = b.channel_blocks, b.filter_blocks, self.blocks, b.kind
         g[k.ROW], g[k.PLANE], g[k.CHANNEL] = self._row, lines * self._row, cells(p, 0, b.box[0], lanes) * lines * self._row
         g[k.GRAD_ROW], g[k.SCRATCH], g[k.PANEL] = up(b.box[2], lanes), b.scratch, b.panel
@@ -176,15 +177,19 @@ class WeightGemmSetup:
         if self.swaps:
             source, grad, result = grad, source, result.swapaxes(0, 1)
         g = self._layouts(source, result, grad.strides).copy()
-        for field, array in ((k.SOURCE, source), (k.GRAD, grad), (k.RESULT, result)):
-            g[field] = array.__array_interface__["data"][0]
+        g[k.SOURCE], g[k.GRAD], g[k.RESULT] = address(source), address(grad), address(result)
         _, segments, places = self._tables
-        shares, seconds = int(g[k.SHARES]), self.seconds * len(source)
-        size = int(shares * g[k.BLOCKS] * g[k.GROUP_BLOCK] * g[k.GROUP_SUMS]) if shares > 1 else 0
-        partial = np.empty(size + ALIGNMENT // self.sums.itemsize, self.sums)  # a vector more can be read
-        share(worker, (g, segments, places, partial), self.blocks * shares, seconds)
+        shares, partial = int(g[k.SHARES]), self._no_partial
+        if shares > 1:
+            partial = _aligned(int(shares * g[k.BLOCKS] * g[k.GROUP_BLOCK] * g[k.GROUP_SUMS]), self.sums)
+        share(worker, (g, segments, places, partial), self.blocks * shares, self.seconds * len(source))
         if shares > 1:
             share(add_shares, (g, partial), self.blocks, partial.nbytes / BYTES_A_SECOND)
+
+    @cached_property
+    def _no_partial(self) -> AnyArray:
+        """What lends the workers its dtype where there are no shares."""
+        return np.empty(0, self.sums)
 
     @cached_property
     def _layouts(self) -> Layouts[NDArray[np.int64]]:
@@ -206,8 +211,16 @@ class WeightGemmSetup:
         g[k.RESULT_TAP] = spacing(g[k.RESULT + 2 : k.RESULT + 6].tolist(), (p.in_per_group, *p.kernel))
         strips = len(source) * math.prod(b.strips) * self.components
         g[k.IMAGES] = len(source)
-        g[k.SHARES] = max(1, min(self._shares, int(self.seconds * len(source) / TASK_SECONDS) // self.blocks, strips))
+        shares = max(1, min(self._shares, int(self.seconds * len(source) / TASK_SECONDS) // self.blocks, strips))
+        g[k.SHARES] = 1 << (shares.bit_length() - 1)  # tasks of two and four threads shall end together
         return g
+
+
+def _aligned(size: int, dtype: np.dtype[Any]) -> AnyArray:
+    """Memory of so many elements that begins where vectors do, after which a vector more can be read."""
+    lanes = ALIGNMENT // dtype.itemsize
+    memory = np.empty(size + 2 * lanes, dtype)
+    return memory[-(address(memory) // dtype.itemsize) % lanes :]
 
 
 def spacing(steps: list[int], sizes: tuple[int, ...]) -> int:

@@ -18,18 +18,18 @@ from .weight_bands import TABLE, add_bands
 
 # isort: off
 from .weight_fields import (
-    BLOCKS, BOX, CHANNEL, CHANNEL_BLOCK, CHANNEL_LANES, CHANNELS, COMPONENTS, DILATION, FILTER_BLOCK, FILTERS, GRAD, GRAD_IN_PLACE,
-    GRAD_MERGES, GRAD_ROW, GROUP_BLOCK, GROUP_SUMS, IMAGES, IN, IN_PLACE, ITEM, KERNEL, KIND, LOADED, MODE, NEGATED, OUT, PAD, PANEL,
-    PLANE, RESULT, RESULT_ITEM, RESULT_TAP, ROW, ROW_BANDS, SCRATCH, SEGMENTS, SHARES, SOURCE, STRIDE, STRIPS, SUMS_STEP,
+    BLOCKS, BOX, CHANNEL, CHANNELS, CHANNEL_BLOCK, CHANNEL_LANES, COMPONENTS, DILATION, FILTERS, FILTER_BLOCK, FILTER_BLOCKS, GRAD,
+    GRAD_IN_PLACE, GRAD_MERGES, GRAD_ROW, GROUP_BLOCK, GROUP_SUMS, IMAGES, IN, IN_PLACE, ITEM, KERNEL, KIND, LOADED, MODE, NEGATED, OUT,
+    PAD, PANEL, PLANE, RESULT, RESULT_ITEM, RESULT_TAP, ROW, ROW_BANDS, SCRATCH, SEGMENTS, SHARES, SOURCE, STRIDE, STRIPS, SUMS_STEP,
 )  # fmt: skip
 
 # isort: on
 from .weight_stores import address_of_block, block_of, component_of, store_block, store_taps
-from .weight_tiles import DOT_TILES, add_channel_tile, dot_tile
+from .weight_tiles import AHEAD, DOT_TILES, add_channel_tile, dot_tile
 
 RUN = 64  # strips
 ALIGNMENT = 64
-SPARE = max(TILE_ROWS, *(max(tile) for tile in DOT_TILES))
+SPARE = TILE_ROWS + AHEAD  # more than the sides of dot tiles
 
 
 class Work(NamedTuple):
@@ -59,24 +59,23 @@ def worker(geometry, segments, places, partial, counter):  # type: ignore[no-unt
     g, taps = geometry, geometry[KERNEL] * geometry[KERNEL + 1] * geometry[KERNEL + 2]
     size = g[GROUP_BLOCK] * g[GROUP_SUMS]
     scratch, panel = _aligned(g[SCRATCH], partial), _aligned(g[PANEL], partial)
-    sums, totals = _aligned(size, partial), _aligned(size, partial)
+    sums, totals = _aligned(0 if g[SHARES] > 1 else size, partial), _aligned(size, partial)
     cells, grads = np.empty(g[CHANNEL_BLOCK] * taps + SPARE, np.int64), np.empty(g[FILTER_BLOCK] + SPARE, np.int64)
     lines, grad_lines = np.empty((g[SCRATCH] // g[ROW] + 1, 3), np.int64), np.empty((g[BOX] * g[BOX + 1], 3), np.int64)
     starts = np.empty(2 * g[BOX] * g[BOX + 1], np.int64)
     table, found = np.empty(TABLE, np.int64), np.empty(ALIGNMENT, partial.dtype)
-    scratch[:] = 0
-    panel[:] = 0
+    if g[FILTERS] % (g[FILTER_BLOCKS] * lanes_of(panel)) != 0:
+        panel[:] = 0  # lanes without a filter, which are multiplied: numbers as small as chance may leave there take long
     while True:
         task = next_task(counter)
         if task >= g[BLOCKS] * g[SHARES]:
             break
+        own = partial[task * size : (task + 1) * size] if g[SHARES] > 1 else sums
         work = Work(
-            borrowed(scratch), borrowed(panel), borrowed(sums), borrowed(cells), borrowed(grads), borrowed(lines), borrowed(grad_lines),
+            borrowed(scratch), borrowed(panel), borrowed(own), borrowed(cells), borrowed(grads), borrowed(lines), borrowed(grad_lines),
             borrowed(starts), borrowed(table), borrowed(found),
         )  # fmt: skip
         _sum_block(borrowed(geometry), task, borrowed(segments), borrowed(places), work, borrowed(totals))
-        if g[SHARES] > 1:
-            partial[task * size : (task + 1) * size] = sums
 
 
 @kernel()
@@ -102,7 +101,7 @@ def _sum_block(g, task, segments, places, work, totals):  # type: ignore[no-unty
         for strip in range(start, min(start + RUN, last)):
             _add_strip(g, block, strip, strip > start, at_once and strip == last - 1, segments, places, work)
         if start > first:
-            totals += work.sums
+            _add(totals, work.sums)
         elif last - first > RUN:
             totals[:] = work.sums
     if last - first > RUN:
@@ -123,8 +122,14 @@ def add_shares(geometry, partial, counter):  # type: ignore[no-untyped-def]
         start = block * g[SHARES] * size
         sums = partial[start : start + size]
         for i in range(1, g[SHARES]):
-            sums += partial[start + i * size : start + (i + 1) * size]
+            _add(sums, partial[start + i * size :])
         store_block(borrowed(geometry), block, borrowed(sums))
+
+
+@kernel()
+def _add(totals, more):  # type: ignore[no-untyped-def]
+    for i in range(len(totals)):  # an expression of arrays would test their lengths element by element
+        totals[i] += more[i]
 
 
 @kernel()
@@ -275,10 +280,11 @@ def _add_channel_lanes(g, grad, negated, filters, planes, rows, columns, source,
             _negate(panel, planes * rows * columns * (last - first) * lanes)
         stored = 0
         for r in range(0, taps, TILE_ROWS):
-            place = at + r * g[SUMS_STEP] + first * lanes
+            place, ahead = at + r * g[SUMS_STEP] + first * lanes, r + TILE_ROWS if p == 0 and g[IN_PLACE] else r
             add_channel_tile(
-                source, work.cells, r, work.starts, planes * rows, columns, step, panel, last - first, sums, place, g[SUMS_STEP], accumulate
-            )
+                source, work.cells, r, ahead, work.starts, planes * rows, columns, step, panel, last - first, sums, place, g[SUMS_STEP],
+                accumulate,
+            )  # fmt: skip
             while result != 0 and stored < min(r + TILE_ROWS, taps) and (stored + lanes <= r + TILE_ROWS or taps <= r + TILE_ROWS):
                 some = min(lanes, taps - stored)
                 store_taps(g, sums, at, stored, some, first * lanes, min(last * lanes, filters), result)

@@ -8,8 +8,8 @@ from .simd import lanes_of
 
 # isort: off
 from .weight_fields import (
-    BLOCKS, CHANNEL_BLOCKS, CHANNEL_LANES, CHANNELS, COMPONENTS, FILTER_BLOCKS, FILTERS, GROUP_BLOCK, GROUP_SUMS, GROUPS, KERNEL,
-    KIND, RESULT, RESULT_ITEM, RESULT_TAP, STORED, SUMS_STEP,
+    BLOCKS, CHANNELS, CHANNEL_BLOCKS, CHANNEL_LANES, COMPONENTS, FILTERS, FILTER_BLOCKS, FILTER_UNIT, GROUPS, GROUP_BLOCK, GROUP_SUMS,
+    KERNEL, KIND, RESULT, RESULT_ITEM, RESULT_TAP, STORED, SUMS_STEP,
 )  # fmt: skip
 # isort: on
 
@@ -23,9 +23,10 @@ def block_of(g, block):  # type: ignore[no-untyped-def]
     c, rest = block % g[CHANNEL_BLOCKS], block // g[CHANNEL_BLOCKS]
     f, rest = rest % g[FILTER_BLOCKS], rest // g[FILTER_BLOCKS]
     rest %= -(-g[GROUPS] // g[GROUP_BLOCK])
-    channel, filter = g[CHANNELS] * c // g[CHANNEL_BLOCKS], g[FILTERS] * f // g[FILTER_BLOCKS]
+    channel, vectors = g[CHANNELS] * c // g[CHANNEL_BLOCKS], -(-g[FILTERS] // g[FILTER_UNIT])
     channels = g[CHANNELS] * (c + 1) // g[CHANNEL_BLOCKS] - channel
-    filters = g[FILTERS] * (f + 1) // g[FILTER_BLOCKS] - filter
+    filter = vectors * f // g[FILTER_BLOCKS] * g[FILTER_UNIT]
+    filters = min(vectors * (f + 1) // g[FILTER_BLOCKS] * g[FILTER_UNIT], g[FILTERS]) - filter
     return rest * g[GROUP_BLOCK], min((rest + 1) * g[GROUP_BLOCK], g[GROUPS]), filter, filters, channel, channels
 
 

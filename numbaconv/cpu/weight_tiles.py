@@ -20,36 +20,40 @@ from .target import target
 DOT_TILES = ((1, 9), (4, 6) if target().registers >= 32 else (2, 5))
 """Output gradients x input cells of a tile whose lanes are pixels: for one output channel a group, and for more."""
 
+AHEAD = 8  # rows whose cells are asked for, each one's once in as many pixels: they are half a line of float32
+
 
 # ---- lanes are output channels -----------------------------------------------------------------------------------------
 @intrinsic
 def add_channel_tile(  # type: ignore[no-untyped-def]
-    typingctx, source, offsets, first, starts, row_count, columns, step, panel, vectors, sums, at, sums_step, accumulate
+    typingctx, source, offsets, first, ahead, starts, row_count, columns, step, panel, vectors, sums, at, sums_step, accumulate
 ):
     """Store one tile of a weight gradient, or add it where ``accumulate`` is true.
 
     sums[at + r * sums_step + l] (+)= sum over rows j < row_count, columns q < columns of
         source[offsets[first + r] + starts[j] + q * step] * panel[(j * columns + q) * W + l]
 
-    for r < TILE_ROWS and l < W = vectors * lanes, 1 <= vectors <= TILE_VECTORS.
+    for r < TILE_ROWS and l < W = vectors * lanes, 1 <= vectors <= TILE_VECTORS.  Meanwhile the cells of AHEAD rows from ``ahead`` on are
+    asked for: those of the next tile, or the tile's own where they lie in a near cache.
 
     source : int64 byte address; offsets, starts : int64 arrays, in elements; panel, sums : one-dimensional contiguous arrays of the
     dtype of the sums, which is that of all.  All other numbers are int64, of elements; row_count and columns are at least 1.
     """
     n = types.int64
-    return types.void(n, offsets, n, starts, n, n, n, panel, n, sums, n, n, types.boolean), _emit_channel_tile
+    return types.void(n, offsets, n, n, starts, n, n, n, panel, n, sums, n, n, types.boolean), _emit_channel_tile
 
 
 def _emit_channel_tile(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     b = builder
-    source, _, first, _, row_count, columns, step, _, vectors, _, at, sums_step, accumulate = arguments
-    v = Vectors(b, signature.args[7].dtype)
+    source, _, first, ahead, _, row_count, columns, step, _, vectors, _, at, sums_step, accumulate = arguments
+    v = Vectors(b, signature.args[8].dtype)
 
     def element(argument: int, offset: Any) -> Any:
         return b.gep(data_pointer(context, b, signature.args[argument], arguments[argument]), [offset])
 
     cells = [v.at(v.pointer(source), b.load(b.gep(element(1, first), [int64(r)]))) for r in range(TILE_ROWS)]
-    starts, panel, sums = element(3, int64(0)), element(7, int64(0)), element(9, at)
+    rows_ahead = element(1, ahead)
+    starts, panel, sums = element(4, int64(0)), element(8, int64(0)), element(10, at)
     end = b.append_basic_block("tile.end")
     blocks = [b.append_basic_block(f"tile.{count}") for count in range(1, TILE_VECTORS + 1)]
     switch = b.switch(vectors, blocks[-1])
@@ -58,7 +62,9 @@ def _emit_channel_tile(context: Any, builder: Any, signature: Any, arguments: An
             switch.add_case(int64(count), block)
         b.position_at_end(block)
 
-        def multiply(cell: Any, place: Any, totals: list[Any], count: int = count) -> list[Any]:
+        def multiply(number: Any, cell: Any, place: Any, totals: list[Any], count: int = count) -> list[Any]:
+            row = b.load(b.gep(rows_ahead, [b.and_(number, int64(AHEAD - 1))]))
+            v.prefetch_for_reading(v.at(v.pointer(source), b.add(row, cell)), 2)
             columns = [v.load(v.at(place, j * v.lanes)) for j in range(count)]
             new = []
             for r in range(TILE_ROWS):
@@ -81,24 +87,26 @@ def _emit_channel_tile(context: Any, builder: Any, signature: Any, arguments: An
 def _channel_loops(
     v: Vectors, starts: Any, row_count: Any, columns: Any, step: Any, panel: Any, count: int, multiply: Callable[..., list[Any]]
 ) -> list[Any]:
-    """The loops over rows and columns around ``multiply(cell index, panel pointer, totals)``: the totals at their end."""
+    """The loops over rows and columns around ``multiply(pixel's number, cell index, panel pointer, totals)``: the totals at their end."""
     b, number = v.builder, TILE_ROWS * count
     before = b.block
     row, pixel, latch, done = (b.append_basic_block("tile." + name) for name in ("row", "pixel", "next", "sums"))
     b.branch(row)
     b.position_at_end(row)
-    j, row_place, row_totals = b.phi(I64), b.phi(panel.type), [b.phi(v.vector) for _ in range(number)]
+    j, row_pixel, row_place, row_totals = b.phi(I64), b.phi(I64), b.phi(panel.type), [b.phi(v.vector) for _ in range(number)]
     start = b.load(b.gep(starts, [j]))
     end = v.at(row_place, b.mul(columns, int64(count * v.lanes)))  # not the last cell: a step may be 0
     b.branch(pixel)
     b.position_at_end(pixel)
-    cell, place, totals = b.phi(I64), b.phi(panel.type), [b.phi(v.vector) for _ in range(number)]
-    new = multiply(cell, place, totals)
-    cell_after, place_after = b.add(cell, step), v.at(place, count * v.lanes)
+    q, cell, place, totals = b.phi(I64), b.phi(I64), b.phi(panel.type), [b.phi(v.vector) for _ in range(number)]
+    new = multiply(q, cell, place, totals)
+    q_after, cell_after, place_after = b.add(q, int64(1)), b.add(cell, step), v.at(place, count * v.lanes)
     b.cbranch(b.icmp_unsigned("!=", place_after, end), pixel, latch)
     b.position_at_end(latch)
     j_after = b.add(j, int64(1))
     b.cbranch(b.icmp_signed("<", j_after, row_count), row, done)
+    join(row_pixel, (int64(0), before), (q_after, latch))
+    join(q, (row_pixel, row), (q_after, pixel))
     join(cell, (start, row), (cell_after, pixel))
     join(place, (row_place, row), (place_after, pixel))
     join(j, (int64(0), before), (j_after, latch))
