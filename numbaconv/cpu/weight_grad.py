@@ -44,8 +44,8 @@ from .weight_kernels import ALIGNMENT, add_shares, worker
 
 TASK_SECONDS = 100e-6  # of a share, at least
 BYTES_A_SECOND = 1e10  # of shares that are added up
-MULTIPLY = {"int32": 5.0, "int64": 6.0}
-"""How much longer a multiply-add of integers takes than one of floating-point numbers as wide."""
+MULTIPLY = {"int32": 2.5, "int64": 3.0}
+"""How much longer sums of integers take than those of floating-point numbers as wide, copies included."""
 
 
 class WeightGemm:
