@@ -20,10 +20,13 @@ FOLDED_TILES = 8  # of a task
 TASK_PRODUCTS = 1 << 17  # long against a task's scheduling, short against the whole
 ALIGNMENT = 64
 
-# The cost model, in cycles: of a task, of a tile, of a line, of copying a vector whose columns lie 1, 2 or more apart, of loading a
-# vector that crosses cache lines, of a vector's multiply-add.
+# The cost model, in cycles: of a task, of a tile, of each of its vectors, of a band, of a line, of copying a vector whose columns lie 1,
+# 2 or more apart, of loading a vector that crosses cache lines, of a vector's multiply-add.  Memory beyond the caches is left out: every
+# algorithm writes the same result.
 TASK_CYCLES = 300.0
-TILE_CYCLES = 110.0
+TILE_CYCLES = 30.0
+STORE_CYCLES = 1.0
+BAND_CYCLES = 4.0
 LINE_CYCLES = 2.0
 COPY_CYCLES = {1: 4.0, 2: 5.0, 3: 60.0}
 LOAD_CYCLES = 1.7
@@ -213,17 +216,39 @@ class Layout:
     def seconds(self) -> float:
         """Estimated time of one image on one thread."""
         p, t = self.problem, self.tile
-        copying = self.copies * self.line / self.lanes * COPY_CYCLES[min(p.stride[2], 3)]
+        met = self._share_met
         taps = 0.0
         for height, _, count in self.bands:
             loads, products = (t.rows + height - 1) * t.vectors, t.rows * t.vectors * t.channels * height
             # A masked load takes a multiply-add's place.
             cycles = max(loads * LOAD_CYCLES, products * PRODUCT_CYCLES[self.sums.name] + loads / 2)
-            taps += count * p.kernel[0] * p.in_per_group * p.kernel[2] * cycles
-        tiles = self.tiles * self.blocks * (1 if self.folded else self.spacing * (self.columns // self.width))
-        tasks = p.groups * p.out_size[0] * self.downs * self.acrosses
-        cycles = TASK_CYCLES / self.groups_at_once + self.entries * LINE_CYCLES + copying + tiles * (TILE_CYCLES + taps)
-        return tasks * cycles / CYCLES_A_SECOND
+            taps += count * p.kernel[0] * met * p.in_per_group * (BAND_CYCLES + p.kernel[2] * cycles)
+        tile = TILE_CYCLES + t.channels * t.rows * t.vectors * STORE_CYCLES + taps
+        planes = p.groups * p.out_size[0]
+        tasks = planes * self.downs * self.acrosses
+        copying = met * self.copies * self.line / self.lanes * COPY_CYCLES[min(p.stride[2], 3)]
+        cycles = tasks * (TASK_CYCLES / self.groups_at_once + self.entries * LINE_CYCLES + copying)
+        return (cycles + planes * self.blocks * self._plane_tiles * tile) / CYCLES_A_SECOND
+
+    @property
+    def _plane_tiles(self) -> int:
+        """Tiles of a plane of one channel of the result."""
+        if self.folded:
+            return self.tiles * self.acrosses
+        _, height, width = self.problem.out_size
+        rows = (-(-(height - part) // self.spacing) for part in range(min(self.spacing, height)))
+        return sum(-(-n // self.tile.rows) for n in rows) * -(-width // self.width)
+
+    @property
+    def _share_met(self) -> float:
+        """Share of the kernel planes that meet the source, for one plane of the result: others are left out."""
+        p = self.problem
+        (low, _), size, out = p.padding[0], p.in_size[0], p.out_size[0]
+        if p.padding_mode != "zeros":
+            return 1.0
+        starts = [k * p.dilation[0] - low for k in range(p.kernel[0])]
+        met = (min(out, -(-(size - start) // p.stride[0])) - max(0, -(start // p.stride[0])) for start in starts)
+        return sum(max(0, n) for n in met) / (p.kernel[0] * out)
 
 
 def _evenly(size: int, tile: int, most: int) -> int:
