@@ -67,8 +67,11 @@ BLOCK_BYTES = 16 << 10  # sums of one block of result channels: half of a small 
 LINES_BYTES = 8 << 10  # gathered rows that wait to be added: a quarter of it
 MOST_ENTRIES = 32
 TASK_PRODUCTS = 1 << 18  # products of one task: long against its scheduling, short against the whole
-# The cost model, nanoseconds: fitted to 28 layers, all within 25 %.
-ROW_NS, GATHER_NS, CELL_NS, PASS_NS, FLOP_NS = 106.0, 28.6, 0.263, 11.1, 0.0112
+# The cost model, nanoseconds: of a row and of a block of them, of a source row that is gathered and of its cells that lie side by side or
+# not, of a pass over a row with one tap and over two with four, of a product of float32 in each of them and of one that is scattered.
+ROW_NS, BLOCK_NS, GATHER_NS, CELL_NS, STRIDED_CELL_NS = 50.0, 240.0, 77.0, 0.19, 0.9
+PASS_NS, FOUR_PASS_NS, PRODUCT_NS, FOUR_PRODUCT_NS, SCATTERED_NS = 3.7, 14.6, 0.066, 0.037, 0.4
+COMPLEX = 5  # times as long as a real product of as many bytes
 NO_PADDING = ((0, 0),) * 3
 NOWHERE = -(1 << 62)  # no padded position
 
@@ -359,11 +362,16 @@ class DirectSetup:
     def seconds(self) -> float:
         """Estimated time of one image on one thread."""
         p, g = self.problem, self._tables[0]
-        results, blocks, wider = int(g[RESULTS]), -(-int(g[RESULTS]) // int(g[BLOCK])), self._accumulator.itemsize / 4
-        rows = p.groups * math.prod(p.result_size[:2]) * -(-int(g[WIDTH]) // int(g[COLUMNS]))
-        sources, met = p.source_channels // p.groups, math.prod(p.stride) if p.transposed else 1
-        gathers = rows * blocks * sources * p.kernel[0] * p.kernel[1] / (met // (p.stride[2] if p.transposed else 1))
-        products = sources * p.taps / met  # of one result cell
-        passes = rows * results * (products if p.transposed else products // 4 / 2 + products % 4)
-        nanoseconds = rows * (results + blocks) * ROW_NS + gathers * (GATHER_NS + int(g[LINE]) * CELL_NS * wider) + passes * PASS_NS
-        return (nanoseconds + p.flops * FLOP_NS * wider) * 1e-9
+        results, width, strided = int(g[RESULTS]), int(g[WIDTH]), p.stride[2] > 1
+        blocks, wider = -(-results // int(g[BLOCK])), self._accumulator.itemsize / 4
+        lines = p.groups * math.prod(p.result_size[:2])
+        rows, cells, sources = lines * -(-width // int(g[COLUMNS])), lines * width, p.source_channels // p.groups
+        met = p.stride if p.transposed else (1, 1, 1)  # one in so many taps meets a source cell
+        gathers = rows * blocks * sources * p.kernel[0] * p.kernel[1] / (met[0] * met[1])
+        line = int(g[LINE]) * (STRIDED_CELL_NS if strided and not p.transposed else CELL_NS * wider)
+        products, wider = sources * p.taps / math.prod(met), wider * (COMPLEX if p.dtype.startswith("complex") else 1)
+        fours = 0 if p.transposed else products // 4
+        passes, pairs = results * (products - 4 * fours), -(-results // 2) * fours
+        product = SCATTERED_NS if strided and p.transposed else PRODUCT_NS * wider
+        sums = rows * (passes * PASS_NS + pairs * FOUR_PASS_NS) + cells * (passes * product + pairs * 8 * FOUR_PRODUCT_NS * wider)
+        return (rows * (results * ROW_NS + blocks * BLOCK_NS) + gathers * (GATHER_NS + line) + sums) * 1e-9
