@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -47,25 +48,45 @@ class FilterSetup:
         return channels * (p.in_per_group * p.taps + 1) * self.layout.itemsize + 8
 
     def pack(self, weight: AnyArray, bias: AnyArray | None) -> tuple[AnyArray, ...]:
-        p, blocks, channels = self.problem, self.layout.blocks, self.layout.tile.channels
-        split = weight.reshape(p.groups, p.out_per_group, p.in_per_group, *p.kernel)
-        if blocks * channels > p.out_per_group:
-            own, split = split, np.zeros((p.groups, blocks * channels, p.in_per_group, *p.kernel), self.layout.sums)
-            split[:, : p.out_per_group] = own
-        split = split.reshape(p.groups * blocks, channels, p.in_per_group, *p.kernel)
-        parts = []
-        for height, row, count in self.layout.bands:
-            if count == 0:
-                continue
-            rows = split[..., row : row + height * count, :]
-            rows = rows.reshape(*rows.shape[:4], count, height, p.kernel[2])
-            parts.append(rows.transpose(0, 3, 2, 4, 6, 5, 1).reshape(len(rows), -1))  # plane, channel, band, column, row, result channel
-        padded = np.zeros((p.groups, blocks * channels), self.layout.sums)
+        finite = np.array([np.isfinite(weight).all()], np.int64)
+        return self.pack_weight(weight, self._order), self.pack_bias(bias), finite
+
+    def pack_weight(self, weight: AnyArray, order: NDArray[np.intp]) -> AnyArray:
+        """The packed weight, from one whose elements of a group, as they follow one another, are taken in this ``order``."""
+        layout, channels = self.layout, self.layout.tile.channels
+        taken = weight.reshape(self.problem.groups, -1).take(order, axis=1).astype(layout.sums, copy=False)
+        own = self.problem.out_per_group - (layout.blocks - 1) * channels
+        if own < channels:
+            taken.reshape(self.problem.groups, layout.blocks, -1, channels)[:, -1, :, own:] = 0
+        return taken.reshape(-1)
+
+    def pack_bias(self, bias: AnyArray | None) -> AnyArray:
+        p, layout = self.problem, self.layout
+        padded = np.zeros((p.groups, layout.blocks * layout.tile.channels), layout.sums)
         if bias is not None:
             padded[:, : p.out_per_group] = bias.reshape(p.groups, -1)
-        finite = np.array([np.isfinite(weight).all()], np.int64)
-        together = np.concatenate(parts, axis=1, dtype=self.layout.sums, casting="unsafe")
-        return together.reshape(-1), padded.reshape(-1), finite
+        return padded.reshape(-1)
+
+    @cached_property
+    def _order(self) -> NDArray[np.intp]:
+        p = self.problem
+        shape = p.out_per_group, p.in_per_group, *p.kernel
+        return self.order(np.arange(math.prod(shape)).reshape(shape))
+
+    def order(self, places: NDArray[np.intp]) -> NDArray[np.intp]:
+        """A group's places (result channels, source channels, *kernel) as the packed weight has them: blocks of result channels, bands.
+
+        Result channels that fill the last block repeat the last one.
+        """
+        layout, channels = self.layout, self.layout.tile.channels
+        split = places[np.minimum(np.arange(layout.blocks * channels), len(places) - 1)].reshape(layout.blocks, channels, *places.shape[1:])
+        parts = []
+        for height, row, count in layout.bands:
+            rows = split[..., row : row + height * count, :]
+            rows = rows.reshape(*rows.shape[:4], count, height, places.shape[4])
+            # plane, channel, band, column, row, result channel
+            parts.append(rows.transpose(0, 3, 2, 4, 6, 5, 1).reshape(len(rows), math.prod(rows.shape[1:])))
+        return np.concatenate(parts, axis=1).reshape(-1)
 
     def run(self, source: AnyArray, packed: tuple[AnyArray, ...], result: AnyArray) -> None:
         self.call(source, packed, result).run(address(source), address(result))

@@ -7,11 +7,13 @@ cells.  No zeros are inserted between source cells, so none are multiplied.
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..arrays import ELEMENTS, AnyArray, storage_view
 from ..axes import Axis, Part, axis_parts
@@ -59,10 +61,20 @@ class GradientPart:
 
     def weight(self, weight: AnyArray) -> AnyArray:
         """The weight of the forward convolution."""
-        p = self.problem
-        taken = weight[:, :, *(_slice(taps) for taps in self.taps)]
+        p, taken = self.problem, self._taken(weight)
         taken = taken.reshape(p.groups, p.out_per_group, p.in_per_group, *taken.shape[2:]).swapaxes(1, 2)
         return taken.reshape(p.in_channels, p.out_per_group, *taken.shape[3:])
+
+    @cached_property
+    def order(self) -> NDArray[np.intp]:
+        """Places, in a group's weight, of what the forward convolution packs."""
+        p, setup = self.problem, self.setup
+        assert setup is not None
+        shape = p.out_per_group, p.in_per_group, *p.kernel
+        return setup.order(self._taken(np.arange(math.prod(shape)).reshape(shape)).swapaxes(0, 1))
+
+    def _taken(self, weight: AnyArray) -> AnyArray:
+        return weight[:, :, *(_slice(taps) for taps in self.taps)]
 
     def of_source(self, source: AnyArray) -> AnyArray:
         """The source cells that are met."""
@@ -132,9 +144,11 @@ class FilterGradientSetup:
         if not finite[0]:
             return finite, *Direct().setup(p).pack(weight, bias)
         packed = [finite, storage_view(np.zeros(p.in_channels, weight.dtype) if bias is None else np.array(bias))]
+        padded: AnyArray | None = None
         for part in self.parts:
             if part.setup:
-                packed += part.setup.pack(part.weight(weight), bias)
+                padded = part.setup.pack_bias(bias) if padded is None else padded  # tiles have as many channels in all parts
+                packed += part.setup.pack_weight(weight, part.order), padded, finite
         return tuple(packed)
 
     def run(self, source: AnyArray, packed: tuple[AnyArray, ...], result: AnyArray) -> None:
