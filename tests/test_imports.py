@@ -29,7 +29,7 @@ LAYERS = """
     cpu/depthwise_kernel cpu/fft_kernel cpu/filter_kernel cpu/pack_tap
     cpu/pack cpu/pack_weight cpu/rows cpu/weight_tiles cpu/winograd_products cpu/winograd_tables
     cpu/weight_fields
-    cpu/weight_bands cpu/weight_stores
+    cpu/weight_bands cpu/weight_groups cpu/weight_stores
     cpu/calls cpu/depthwise_tasks cpu/direct_weight cpu/gemm_worker cpu/fft_layout cpu/filter_layout cpu/weight_kernels cpu/winograd_weight
     cpu/winograd_kernels
     cpu/weight_blocking

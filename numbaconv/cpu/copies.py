@@ -105,18 +105,40 @@ def transpose(typingctx, source, number, row_step, column_step, rows, columns, t
 
 
 def _emit_transpose(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    b = builder
     source, number, row_step, column_step, rows, columns, target_address, target_step, _ = arguments
-    v = Vectors(b, signature.args[8].dtype)
+    v = Vectors(builder, signature.args[8].dtype)
+    places = [v.at(v.pointer(target_address), builder.mul(target_step, int64(q))) for q in range(v.lanes)]
+    _store_turned(v, source, number, row_step, column_step, rows, columns, lambda q: places[q])
+    return context.get_dummy_value()
+
+
+@intrinsic
+def spread(typingctx, source, number, row_step, column_step, rows, columns, places, first, target, at):  # type: ignore[no-untyped-def]
+    """:func:`transpose` to places from a table: target[at + places[first + q] + r] = source[r * row_step + q * column_step].
+
+    places : int64 array; target : one-dimensional contiguous array of the dtype of the sums.
+    """
+    n = types.int64
+    return types.void(n, n, n, n, n, n, places, n, target, n), _emit_spread
+
+
+def _emit_spread(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    source, number, row_step, column_step, rows, columns, _, first, _, at = arguments
+    v = Vectors(builder, signature.args[8].dtype)
+    table, target = (data_pointer(context, builder, signature.args[i], arguments[i]) for i in (6, 8))
+    table, target = v.at(table, first), v.at(target, at)
+    _store_turned(v, source, number, row_step, column_step, rows, columns, lambda q: v.at(target, builder.load(v.at(table, q))))
+    return context.get_dummy_value()
+
+
+def _store_turned(
+    v: Vectors, source: Any, number: Any, row_step: Any, column_step: Any, rows: Any, columns: Any, place: Callable[[int], Any]
+) -> None:
+    """Code of :func:`transpose`: column q goes to the pointer ``place(q)``, whose code is emitted where it is used."""
+    b = v.builder
     side_by_side, as_stored = b.icmp_signed("==", column_step, int64(1)), b.icmp_signed("==", number, int64(NUMBERS[v.name]))
     whole = b.and_(b.icmp_signed("==", b.and_(rows, columns), int64(v.lanes)), b.and_(side_by_side, as_stored))
     across, down, indices = v.first(columns), v.first(rows), b.mul(v.iota, v.splat(column_step))
-    blocks = [b.append_basic_block("transpose." + name) for name in ("whole", "part", "turn")]
-    b.cbranch(whole, *blocks[:2])
-    b.position_at_end(blocks[0])
-    cells = [v.load(v.at(v.pointer(source), b.mul(row_step, int64(r)))) for r in range(v.lanes)]
-    b.branch(blocks[2])
-    b.position_at_end(blocks[1])
     kept = square(v)
 
     def load(stored: Vectors) -> None:
@@ -128,26 +150,18 @@ def _emit_transpose(context: Any, builder: Any, signature: Any, arguments: Any) 
                 with far:
                     v.store(converted(stored.gather(row, indices, across), stored, v), to)
 
-    each_stored(v, number, load)
-    copies = [v.load(v.at(kept, r * v.lanes)) for r in range(v.lanes)]
-    copied = b.block
-    b.branch(blocks[2])
-    b.position_at_end(blocks[2])
-    joined = [b.phi(v.vector) for _ in range(v.lanes)]
-    for phi, cell, copy in zip(joined, cells, copies):
-        phi.add_incoming(cell, blocks[0])
-        phi.add_incoming(copy, copied)
-    places = [v.at(v.pointer(target_address), b.mul(target_step, int64(q))) for q in range(v.lanes)]
-    turned = v.transposed(joined)
+    with b.if_then(b.not_(whole)):
+        each_stored(v, number, load)
+    start, step = b.select(whole, v.pointer(source), kept), b.select(whole, row_step, int64(v.lanes))
+    turned = v.transposed([v.load(v.at(start, b.mul(step, int64(r)))) for r in range(v.lanes)])
     with b.if_else(whole) as (all_lanes, some_lanes):
         with all_lanes:
-            for column, place in zip(turned, places):
-                v.store(column, place)
+            for q, column in enumerate(turned):
+                v.store(column, place(q))
         with some_lanes:
-            for q, (column, place) in enumerate(zip(turned, places)):
+            for q, column in enumerate(turned):
                 with b.if_then(b.icmp_signed("<", int64(q), columns)):
-                    v.masked_store(column, place, down)
-    return context.get_dummy_value()
+                    v.masked_store(column, place(q), down)
 
 
 @intrinsic

@@ -12,24 +12,28 @@ from .gemm import TILE_ROWS, TILE_VECTORS
 from .rows import axis_segments
 from .target import target
 from .weight_bands import BAND_TILES, bands
-from .weight_fields import CHANNEL_LANES, ROW_BANDS
+from .weight_fields import CHANNEL_LANES, GROUP_LANES, ROW_BANDS
+from .weight_groups import GROUP_TILE
 from .weight_tiles import DOT_TILES
 
 CHANNEL_PIXELS = 256  # output pixels of a strip whose lanes are channels: its panel stays in the first-level cache
 PIXEL_PIXELS = 1024  # and of one whose lanes are pixels: what a tile reads stays there too, and its lanes are summed up only then
 BAND_PIXELS = 4096  # and of one whose kernel rows are taken together
+GROUP_PIXELS = 2048  # and of one whose lanes are groups: its copies stay in the second-level cache
 SUMS_BYTES = 300_000  # of a block of dW, in the second-level cache
 SCRATCH_BYTES = 600_000
 TASKS = 32  # as many blocks and shares as keep threads busy
 BLOCK_SECONDS = 10e-6  # of an image in a block of several groups, at least
 SHARES_BYTES = 1 << 20  # of the sums of all shares
 FEW_TASKS = 8  # fewer blocks of a dW too large for shares are cut further
+MOST_PAIRS = 16  # of input and output channels of a group, where lanes are groups
 LEAST_TAPS = 256  # down to so many rows of products, for which an output gradient is packed
 
 # The cost model, in cycles: of copying a line of cells, a vector of them, of transposing a column, of storing a tile, of starting a block.
 LINE_CYCLES = 10.0
 VECTOR_CYCLES = 4.0
 TRANSPOSE_CYCLES = 5.0
+GROUP_CYCLES = 9.0  # of transposing one where lanes are groups, whose planes lie far apart
 TILE_CYCLES = 40.0
 BLOCK_CYCLES = 300.0
 CYCLES_A_SECOND = 2.5e9
@@ -65,10 +69,15 @@ class Blocking:
 
 def kinds(p: Problem) -> list[int]:
     """The kinds of lanes that a problem may have."""
-    return [CHANNEL_LANES, 1] if p.out_per_group > 1 else [CHANNEL_LANES, 0, ROW_BANDS]
+    found = [CHANNEL_LANES, 1] if p.out_per_group > 1 else [CHANNEL_LANES, 0, ROW_BANDS]
+    zeros = p.padding_mode == "zeros" or not any(map(any, p.padding))
+    few = p.in_per_group * p.out_per_group <= MOST_PAIRS and 2 * p.groups >= target().lanes(p.dtype)
+    return [*found, GROUP_LANES] if zeros and few else found
 
 
 def blocking(p: Problem, kind: int) -> Blocking:
+    if kind == GROUP_LANES:
+        return _blocking_of_groups(p)
     lanes, item = target().lanes(p.dtype), np.dtype(p.dtype).itemsize
     strips, box = cut(p.out_size, {CHANNEL_LANES: CHANNEL_PIXELS, ROW_BANDS: BAND_PIXELS}.get(kind, PIXEL_PIXELS))
     planes, lines, columns = (cells(p, axis, box[axis], lanes) for axis in range(3))
@@ -95,6 +104,30 @@ def blocking(p: Problem, kind: int) -> Blocking:
     return Blocking(
         kind, strips, box, channels, filters, across, groups, *blocks, step, step * rows, channels * channel + lanes, panel + lanes, seconds
     )
+
+
+def _blocking_of_groups(p: Problem) -> Blocking:
+    """How a problem is cut where lanes are groups: whole groups, as many as there are lanes or a multiple."""
+    lanes, taps = target().lanes(p.dtype), p.in_per_group * p.taps
+    strips, box = cut(p.out_size, GROUP_PIXELS)
+    planes, lines, columns = (cells(p, axis, box[axis], 1) for axis in range(3))
+    plane, step, pixels = lines * columns + 1, up(taps, GROUP_TILE), math.prod(box)
+    vectors = p.in_per_group * planes * -(-plane // lanes) + p.out_per_group * -(-pixels // lanes)
+    tiles = p.out_per_group * step // GROUP_TILE
+    cycles = vectors * lanes * GROUP_CYCLES + tiles * (pixels * (GROUP_TILE + 1) / 2 + TILE_CYCLES)
+    parts = -(-p.groups // lanes)
+    seconds = math.prod(strips) * (parts * cycles + BLOCK_CYCLES) / CYCLES_A_SECOND
+    groups = -(-parts // min(TASKS, math.ceil(seconds / BLOCK_SECONDS))) * lanes
+    scratch, panel = p.in_per_group * planes * plane * lanes + lanes, (pixels + 1) * lanes
+    return Blocking(
+        GROUP_LANES, strips, box, p.in_per_group, p.out_per_group, 1, groups, 1, 1, step, step * p.out_per_group, scratch, panel, seconds
+    )
+
+
+def window(p: Problem, box: Triple) -> int:
+    """Input cells of a plane from the first to the last that a strip of such outputs reads, and a row more."""
+    spans = [(n - 1) * s + (size - 1) * d + 1 for n, s, size, d in zip(box, p.stride, p.kernel, p.dilation)]
+    return (min(spans[1], p.in_size[1]) + 1) * min(spans[2], p.in_size[2])
 
 
 def most_shares(p: Problem) -> int:

@@ -5,7 +5,8 @@
 whose operands fit the caches.  Of a strip the input cells, padding filled in, are copied to a scratch of short rows where every tap
 finds its neighbours side by side (without padding they are read in place): im2col is never formed.  The vectors' lanes are output
 channels where there are enough of them in a group, and neighbouring pixels where there are few (see ``weight_tiles``); with one output
-channel a group, kernel rows may be taken together (see ``weight_bands``).
+channel a group, kernel rows may be taken together (see ``weight_bands``); with few channels in many groups, lanes are groups (see
+``weight_groups``).
 
 Copies convert elements to the dtype of the sums, so that halves and narrow integers cost no more than copies.  Each component of a
 complex dW is the real gradient of twice as many images: of the real parts of all, and of their imaginary parts.
@@ -39,7 +40,7 @@ from .rows import axis_segments
 from .target import target
 from .threads import most_threads, share
 from .weight_bands import TABLE, bands
-from .weight_blocking import TASKS, Blocking, blocking, cells, kinds, most_shares, up
+from .weight_blocking import TASKS, Blocking, blocking, cells, kinds, most_shares, up, window
 from .weight_kernels import ALIGNMENT, add_shares, worker
 
 TASK_SECONDS = 100e-6  # of a share, at least
@@ -127,14 +128,24 @@ class WeightGemmSetup:
         p, b = self.cut, self.blocking
         item = np.dtype(p.dtype).itemsize
         sums = b.groups * b.group_sums
-        tables = b.channels * p.taps + b.filters + 3 * (b.scratch // self._row + 1) + 2 * math.prod(b.box[:2]) + TABLE + 192
+        tables = b.channels * p.taps + b.filters + 3 * (b.scratch // self._row + 1) + 2 * math.prod(b.box[:2]) + TABLE + 192 + self._window
         each = (b.scratch + b.panel + 2 * sums) * item + tables * 8
         shares = max(1, self._shares)
         return most_threads() * each + (shares * self.blocks * sums * item if shares > 1 else 0) + 2 * ALIGNMENT + k.FIELDS * 8
 
     @property
     def _row(self) -> int:
-        return cells(self.cut, 2, self.blocking.box[2], target().lanes(self.cut.dtype))
+        lanes = target().lanes(self.cut.dtype)
+        columns = self.blocking.box[2]
+        return cells(self.cut, 2, columns, 1) * lanes if self._grouped else cells(self.cut, 2, columns, lanes)
+
+    @property
+    def _grouped(self) -> bool:
+        return self.blocking.kind == k.GROUP_LANES
+
+    @property
+    def _window(self) -> int:
+        return window(self.cut, self.blocking.box) if self._grouped else 0
 
     @cached_property
     def _tables(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
@@ -153,7 +164,7 @@ class WeightGemmSetup:
             g[k.SEGMENTS + axis] = len(segments)
             own, taps = axis_segments(p.kernel[axis], p.stride[axis], p.dilation[axis], b.box[axis])
             segments += own
-            places += taps
+            places += [place * lanes for place in taps] if self._grouped and axis == 2 else taps
         g[k.BANDS] = len(places)
         for band in bands(p, b.box[1]):
             places += band
@@ -161,7 +172,8 @@ class WeightGemmSetup:
         g[k.MODE], g[k.GROUPS], g[k.CHANNELS], g[k.FILTERS] = PADDING_MODES.index(p.padding_mode), p.groups, p.in_per_group, p.out_per_group
         g[k.CHANNEL_BLOCK], g[k.FILTER_BLOCK], g[k.FILTER_UNIT], g[k.GROUP_BLOCK] = b.channels, b.filters, b.unit, b.groups
         g[k.CHANNEL_BLOCKS], g[k.FILTER_BLOCKS], g[k.BLOCKS], g[k.KIND] = b.channel_blocks, b.filter_blocks, self.blocks, b.kind
-        g[k.ROW], g[k.PLANE], g[k.CHANNEL] = self._row, lines * self._row, cells(p, 0, b.box[0], lanes) * lines * self._row
+        g[k.ROW], g[k.PLANE] = self._row, lines * self._row + (lanes if self._grouped else 0)
+        g[k.CHANNEL], g[k.WINDOW] = cells(p, 0, b.box[0], lanes) * g[k.PLANE], self._window
         g[k.GRAD_ROW], g[k.SCRATCH], g[k.PANEL] = up(b.box[2], lanes), b.scratch, b.panel
         g[k.SUMS_STEP], g[k.GROUP_SUMS] = b.sums_step, b.group_sums
         loaded, stored = (p.dtype if self.components == 2 else name for name in (self.problem.dtype, self.problem.out_dtype))
@@ -205,7 +217,7 @@ class WeightGemmSetup:
         (d, h, w), (_, height, width) = g[k.GRAD + 3 : k.GRAD + 6].tolist(), p.out_size
         as_summed, unpadded = g[k.LOADED] == NUMBERS[p.dtype], not any(map(any, p.padding))
         side_by_side, masked = g[k.SOURCE + 5] * p.stride[2] == 1, b.kind == k.ROW_BANDS and p.padding_mode == "zeros"
-        g[k.IN_PLACE] = as_summed and (unpadded or masked) and (b.kind == k.CHANNEL_LANES or side_by_side)
+        g[k.IN_PLACE] = as_summed and not self._grouped and (unpadded or masked) and (b.kind == k.CHANNEL_LANES or side_by_side)
         g[k.GRAD_IN_PLACE] = as_summed and w == 1
         g[k.GRAD_MERGES] = b.strips[2] == 1 and (b.box[1] == 1 or h == width * w) and (b.box[0] == 1 or d == height * width * w)
         g[k.RESULT_TAP] = spacing(g[k.RESULT + 2 : k.RESULT + 6].tolist(), (p.in_per_group, *p.kernel))

@@ -19,11 +19,13 @@ from .weight_bands import TABLE, add_bands
 # isort: off
 from .weight_fields import (
     BLOCKS, BOX, CHANNEL, CHANNELS, CHANNEL_BLOCK, CHANNEL_LANES, COMPONENTS, DILATION, FILTERS, FILTER_BLOCK, FILTER_BLOCKS, GRAD,
-    GRAD_IN_PLACE, GRAD_MERGES, GRAD_ROW, GROUP_BLOCK, GROUP_SUMS, IMAGES, IN, IN_PLACE, ITEM, KERNEL, KIND, LOADED, MODE, NEGATED, OUT,
-    PAD, PANEL, PLANE, RESULT, RESULT_ITEM, RESULT_TAP, ROW, ROW_BANDS, SCRATCH, SEGMENTS, SHARES, SOURCE, STRIDE, STRIPS, SUMS_STEP,
+    GRAD_IN_PLACE, GRAD_MERGES, GRAD_ROW, GROUPS, GROUP_BLOCK, GROUP_LANES, GROUP_SUMS, IMAGES, IN, IN_PLACE, ITEM, KERNEL, KIND, LOADED,
+    MODE, NEGATED, OUT, PAD, PANEL, PLANE, RESULT, RESULT_ITEM, RESULT_TAP, ROW, ROW_BANDS, SCRATCH, SEGMENTS, SHARES, SOURCE, STRIDE,
+    STRIPS, SUMS_STEP, WINDOW,
 )  # fmt: skip
 
 # isort: on
+from .weight_groups import GROUP_TILE, clear_padding, copy_groups, group_tile, place_window
 from .weight_stores import address_of_block, block_of, component_of, store_block, store_taps
 from .weight_tiles import AHEAD, DOT_TILES, add_channel_tile, dot_tile
 
@@ -37,7 +39,7 @@ class Work(NamedTuple):
 
     scratch : cells of the input; panel : output gradients; sums : of a block of dW, (groups, taps, filters) or (groups, filters, taps)
     cells, grads : offsets of what a tile's rows read; lines, grad_lines : rows to be copied; starts : of the rows of output pixels
-    table, found : of a band of kernel rows, and its sums
+    table, found : of a band of kernel rows, and its sums; window : where input cells go if lanes are groups
     """
 
     scratch: Any
@@ -50,6 +52,7 @@ class Work(NamedTuple):
     starts: Any
     table: Any
     found: Any
+    window: Any
 
 
 # ---- the worker --------------------------------------------------------------------------------------------------------
@@ -63,9 +66,12 @@ def worker(geometry, segments, places, partial, counter):  # type: ignore[no-unt
     cells, grads = np.empty(g[CHANNEL_BLOCK] * taps + SPARE, np.int64), np.empty(g[FILTER_BLOCK] + SPARE, np.int64)
     lines, grad_lines = np.empty((g[SCRATCH] // g[ROW] + 1, 3), np.int64), np.empty((g[BOX] * g[BOX + 1], 3), np.int64)
     starts = np.empty(2 * g[BOX] * g[BOX + 1], np.int64)
+    window = np.empty(g[WINDOW], np.int64)
     table, found = np.empty(TABLE, np.int64), np.empty(ALIGNMENT, partial.dtype)
     if g[FILTERS] % (g[FILTER_BLOCKS] * lanes_of(panel)) != 0:
         panel[:] = 0  # lanes without a filter, which are multiplied: numbers as small as chance may leave there take long
+    if g[KIND] == GROUP_LANES and g[GROUPS] % lanes_of(panel) != 0:
+        scratch[:] = 0
     while True:
         task = next_task(counter)
         if task >= g[BLOCKS] * g[SHARES]:
@@ -73,7 +79,7 @@ def worker(geometry, segments, places, partial, counter):  # type: ignore[no-unt
         own = partial[task * size : (task + 1) * size] if g[SHARES] > 1 else sums
         work = Work(
             borrowed(scratch), borrowed(panel), borrowed(own), borrowed(cells), borrowed(grads), borrowed(lines), borrowed(grad_lines),
-            borrowed(starts), borrowed(table), borrowed(found),
+            borrowed(starts), borrowed(table), borrowed(found), borrowed(window),
         )  # fmt: skip
         _sum_block(borrowed(geometry), task, borrowed(segments), borrowed(places), work, borrowed(totals))
 
@@ -171,6 +177,12 @@ def _add_strip(g, block, strip, accumulate, final, segments, places, work):  # t
     grad_strip = image * g[GRAD + 1] + d0 * g[GRAD + 3] + h0 * g[GRAD + 4] + w0 * g[GRAD + 5] + (part ^ component)
     negated = component == 1 and part == g[NEGATED]
     result = address_of_block(g, block) if final else 0
+    if g[KIND] == GROUP_LANES:
+        source = g[SOURCE] + (image * g[SOURCE + 1] + part) * item
+        grad = g[GRAD] + grad_strip * item
+        clear_padding(g, segments, w0, columns, work.lines, found, work.scratch)
+        _add_group_lanes(g, segments, first_group, last_group, grad, negated, (d0, h0, w0), planes, rows, columns, source, accumulate, work)
+        return
     for group in range(first_group, last_group):
         source = g[SOURCE] + (image * g[SOURCE + 1] + (group * g[CHANNELS] + channel) * g[SOURCE + 2] + part) * item
         if g[IN_PLACE] and g[KIND] != ROW_BANDS:
@@ -223,7 +235,7 @@ def _find_starts(g, planes, rows, work):  # type: ignore[no-untyped-def]
                 source = d * g[STRIDE] * g[SOURCE + 3] + h * g[STRIDE + 1] * g[SOURCE + 4]
             else:
                 source = d * g[PLANE] + h * g[ROW]
-            if g[KIND] == CHANNEL_LANES:
+            if g[KIND] == CHANNEL_LANES or g[KIND] == GROUP_LANES:
                 work.starts[j] = source
             else:
                 work.grad_lines[j, 0], work.grad_lines[j, 1], work.grad_lines[j, 2] = d * g[GRAD + 3] + h * g[GRAD + 4], j * g[GRAD_ROW], 0
@@ -275,7 +287,7 @@ def _add_channel_lanes(g, grad, negated, filters, planes, rows, columns, source,
         for vector in range(first, last):
             some = min(lanes, filters - vector * lanes)
             address = grad + vector * lanes * g[GRAD + 2] * g[ITEM]
-            _pack_vector(g, address, some, planes, rows, columns, panel, (vector - first) * lanes, (last - first) * lanes)
+            _pack_vector(g, address, g[GRAD + 2], some, planes, rows, columns, panel, (vector - first) * lanes, (last - first) * lanes)
         if negated:
             _negate(panel, planes * rows * columns * (last - first) * lanes)
         stored = 0
@@ -292,8 +304,8 @@ def _add_channel_lanes(g, grad, negated, filters, planes, rows, columns, source,
 
 
 @kernel()
-def _pack_vector(g, grad, filters, planes, rows, columns, panel, lane, width):  # type: ignore[no-untyped-def]
-    """Write the output gradients of one vector of filters as panel[pixel * width + lane + filter]."""
+def _pack_vector(g, grad, step, filters, planes, rows, columns, panel, lane, width):  # type: ignore[no-untyped-def]
+    """Write the output gradients of one vector of filters, ``step`` elements apart, as panel[pixel * width + lane + filter]."""
     item, across, lanes = g[ITEM], g[GRAD + 5], lanes_of(panel)
     if g[GRAD_MERGES]:
         planes, rows, columns = 1, 1, planes * rows * columns
@@ -303,13 +315,35 @@ def _pack_vector(g, grad, filters, planes, rows, columns, panel, lane, width):  
             pixel = (d * rows + h) * columns
             for q in range(0, columns, lanes):
                 source, target = row + q * across * item, address_of(panel) + ((pixel + q) * width + lane) * panel.itemsize
-                transpose(source, g[LOADED], g[GRAD + 2], across, filters, min(lanes, columns - q), target, width, panel)
+                transpose(source, g[LOADED], step, across, filters, min(lanes, columns - q), target, width, panel)
 
 
 @kernel()
 def _negate(panel, count):  # type: ignore[no-untyped-def]
     for i in range(count):
         panel[i] = -panel[i]
+
+
+@kernel(forceinline=True)
+def _add_group_lanes(g, segments, first_group, last_group, grad, negated, corner, planes, rows, columns, source, accumulate, work):  # type: ignore[no-untyped-def]
+    """Add a strip's products to the sums, (groups, filters, taps), of vectors of groups; grad and source are those of group 0."""
+    lanes, pixels = lanes_of(work.sums), planes * rows * columns
+    top, height, left, width = place_window(g, segments, corner[1], corner[2], rows, columns, work.window, work.scratch)
+    taps = g[CHANNELS] * g[KERNEL] * g[KERNEL + 1] * g[KERNEL + 2]
+    for group in range(first_group, last_group, lanes):
+        groups = min(lanes, last_group - group)
+        start = source + group * g[CHANNELS] * g[SOURCE + 2] * g[ITEM]
+        copy_groups(g, segments, start, groups, corner[0], planes, top, height, left, width, work.window, work.scratch)
+        for o in range(g[FILTERS]):
+            address = grad + (group * g[FILTERS] + o) * g[GRAD + 2] * g[ITEM]
+            _pack_vector(g, address, g[FILTERS] * g[GRAD + 2], groups, planes, rows, columns, work.panel, 0, lanes)
+            if negated:
+                _negate(work.panel, pixels * lanes)
+            at = (group - first_group) * g[GROUP_SUMS] + o * g[SUMS_STEP] * lanes
+            for t in range(0, taps, GROUP_TILE):
+                group_tile(
+                    work.scratch, work.cells, t, work.starts, planes * rows, columns, work.panel, work.sums, at + t * lanes, accumulate
+                )
 
 
 @kernel(forceinline=True)

@@ -8,8 +8,8 @@ from .simd import lanes_of
 
 # isort: off
 from .weight_fields import (
-    BLOCKS, CHANNELS, CHANNEL_BLOCKS, CHANNEL_LANES, COMPONENTS, FILTERS, FILTER_BLOCKS, FILTER_UNIT, GROUPS, GROUP_BLOCK, GROUP_SUMS,
-    KERNEL, KIND, RESULT, RESULT_ITEM, RESULT_TAP, STORED, SUMS_STEP,
+    BLOCKS, CHANNELS, CHANNEL_BLOCKS, CHANNEL_LANES, COMPONENTS, FILTERS, FILTER_BLOCKS, FILTER_UNIT, GROUPS, GROUP_BLOCK, GROUP_LANES,
+    GROUP_SUMS, KERNEL, KIND, RESULT, RESULT_ITEM, RESULT_TAP, STORED, SUMS_STEP,
 )  # fmt: skip
 # isort: on
 
@@ -50,6 +50,9 @@ def store_block(g, block, sums):  # type: ignore[no-untyped-def]
     first_group, last_group, _, filters, _, channels = block_of(g, block)
     lanes, taps = lanes_of(sums), channels * g[KERNEL] * g[KERNEL + 1] * g[KERNEL + 2]
     start = address_of_block(g, block)
+    if g[KIND] == GROUP_LANES:
+        _store_groups(g, sums, start, last_group - first_group)
+        return
     for group in range(last_group - first_group):
         result, at = start + group * g[FILTERS] * g[RESULT + 1] * g[RESULT_ITEM], group * g[GROUP_SUMS]
         if g[RESULT_TAP] == 0:
@@ -62,6 +65,23 @@ def store_block(g, block, sums):  # type: ignore[no-untyped-def]
         else:
             for tap in range(0, taps, lanes):
                 store_taps(g, sums, at, tap, min(lanes, taps - tap), 0, filters, result)
+
+
+@kernel()
+def _store_groups(g, sums, start, groups):  # type: ignore[no-untyped-def]
+    """Write the sums of a block whose lanes are groups."""
+    lanes, taps, step = lanes_of(sums), g[CHANNELS] * g[KERNEL] * g[KERNEL + 1] * g[KERNEL + 2], g[FILTERS] * g[RESULT + 1]
+    for group in range(0, groups, lanes):
+        some = min(lanes, groups - group)
+        for o in range(g[FILTERS]):
+            at, result = group * g[GROUP_SUMS] + o * g[SUMS_STEP] * lanes, start + (group * step + o * g[RESULT + 1]) * g[RESULT_ITEM]
+            if g[RESULT_TAP] == 0:
+                for lane in range(some):
+                    _store_elements(g, sums[at + lane :], 0, lanes, result + lane * step * g[RESULT_ITEM], 1, g[CHANNELS])
+            else:
+                for t in range(0, taps, lanes):
+                    place = result + t * g[RESULT_TAP] * g[RESULT_ITEM]
+                    store_sums_turned_as(sums, at + t * lanes, lanes, min(lanes, taps - t), some, place, step, g[RESULT_TAP], g[STORED])
 
 
 @kernel()

@@ -20,6 +20,8 @@ from .target import target
 DOT_TILES = ((1, 9), (4, 6) if target().registers >= 32 else (2, 5))
 """Output gradients x input cells of a tile whose lanes are pixels: for one output channel a group, and for more."""
 
+Multiply = Callable[[Any, Any, Any, list[Any]], list[Any]]
+
 AHEAD = 8  # rows whose cells are asked for, each one's once in as many pixels: they are half a line of float32
 
 
@@ -72,7 +74,7 @@ def _emit_channel_tile(context: Any, builder: Any, signature: Any, arguments: An
                 new += [v.multiply_add(factor, column, total) for column, total in zip(columns, totals[r * count : (r + 1) * count])]
             return new
 
-        totals = _channel_loops(v, starts, row_count, columns, step, panel, count, multiply)
+        totals = pixel_loops(v, starts, row_count, columns, step, panel, count * v.lanes, TILE_ROWS * count, multiply)
         with b.if_else(accumulate) as (add, start):
             for branch, added in ((add, True), (start, False)):
                 with branch:
@@ -84,23 +86,26 @@ def _emit_channel_tile(context: Any, builder: Any, signature: Any, arguments: An
     return context.get_dummy_value()
 
 
-def _channel_loops(
-    v: Vectors, starts: Any, row_count: Any, columns: Any, step: Any, panel: Any, count: int, multiply: Callable[..., list[Any]]
+def pixel_loops(
+    v: Vectors, starts: Any, row_count: Any, columns: Any, step: Any, panel: Any, width: int, number: int, multiply: Multiply
 ) -> list[Any]:
-    """The loops over rows and columns around ``multiply(pixel's number, cell index, panel pointer, totals)``: the totals at their end."""
-    b, number = v.builder, TILE_ROWS * count
+    """The loops over rows and columns around ``multiply(pixel's number, cell index, panel pointer, totals)``: the totals at their end.
+
+    width : elements of the panel a pixel; number : of totals
+    """
+    b = v.builder
     before = b.block
     row, pixel, latch, done = (b.append_basic_block("tile." + name) for name in ("row", "pixel", "next", "sums"))
     b.branch(row)
     b.position_at_end(row)
     j, row_pixel, row_place, row_totals = b.phi(I64), b.phi(I64), b.phi(panel.type), [b.phi(v.vector) for _ in range(number)]
     start = b.load(b.gep(starts, [j]))
-    end = v.at(row_place, b.mul(columns, int64(count * v.lanes)))  # not the last cell: a step may be 0
+    end = v.at(row_place, b.mul(columns, int64(width)))  # not the last cell: a step may be 0
     b.branch(pixel)
     b.position_at_end(pixel)
     q, cell, place, totals = b.phi(I64), b.phi(I64), b.phi(panel.type), [b.phi(v.vector) for _ in range(number)]
     new = multiply(q, cell, place, totals)
-    q_after, cell_after, place_after = b.add(q, int64(1)), b.add(cell, step), v.at(place, count * v.lanes)
+    q_after, cell_after, place_after = b.add(q, int64(1)), b.add(cell, step), v.at(place, width)
     b.cbranch(b.icmp_unsigned("!=", place_after, end), pixel, latch)
     b.position_at_end(latch)
     j_after = b.add(j, int64(1))

@@ -17,7 +17,7 @@ from numbaconv.arrays import storage_view
 from numbaconv.choose import choose
 from numbaconv.cpu import weight_blocking, weight_grad
 from numbaconv.cpu.weight_blocking import blocking, cut, kinds
-from numbaconv.cpu.weight_fields import CHANNEL_LANES, ROW_BANDS
+from numbaconv.cpu.weight_fields import CHANNEL_LANES, GROUP_LANES, ROW_BANDS
 from numbaconv.cpu.weight_grad import WeightGemm, WeightGemmSetup, spacing
 from numbaconv.cpu.weight_kernels import RUN
 
@@ -25,7 +25,7 @@ from .. import layouts
 from ..cases import CASES, case, dtype_of, integer_arrays, normal_arrays
 from ..checks import ROUNDOFF, always_parallel, assert_same, poisoned
 
-KINDS = ("channels", "pixels", "bands")
+KINDS = ("channels", "pixels", "bands", "groups")
 
 
 def weight_problem(text: str) -> Problem:
@@ -54,6 +54,9 @@ LARGE = [
         case("fwd", (40, 35), (11, 5), ic=4, oc=2, g=2, s=(3, 1), d=(2, 1), p=(7, 2)),
         case("fwd", (7, 13, 21), (4, 4, 3), ic=5, oc=5, g=5, s=(2, 3, 1), p=(3, 2, 1)),
         case("fwd", (24, 26), (3, 3), ic=64, oc=64, g=16, p=1),
+        case("fwd", (13, 9), (3, 3), ic=37, oc=37, g=37, s=2, p=1, mb=2),
+        case("fwd", (23, 12), (2, 4), ic=22, oc=44, g=11, s=(3, 1), d=(1, 3), p=(1, 5)),
+        case("fwd", (5, 9, 8), (2, 3, 3), ic=18, oc=18, g=18, s=(1, 2, 3), p=(1, 1, 4), t="f64"),
         case("fwd", (14, 14), (3, 3), ic=128, oc=128, g=4, p=1),
         case("fwd", (6, 20, 18), (3, 3, 3), ic=20, oc=40, p=1),
         case("fwd", (4, 4, 4), (3, 3, 3), ic=20, oc=17, p=1, mb=3, t="f64"),
@@ -74,9 +77,9 @@ def setup_of(p: Problem, kind: str = "") -> WeightGemmSetup:
     """The setup of a problem: as chosen, or with the given lanes."""
     setup = WeightGemmSetup(p.per_image)
     if kind:
-        number = {"channels": CHANNEL_LANES, "pixels": min(setup.cut.out_per_group, 2) - 1, "bands": ROW_BANDS}[kind]
+        number = {"channels": CHANNEL_LANES, "pixels": min(setup.cut.out_per_group, 2) - 1, "bands": ROW_BANDS, "groups": GROUP_LANES}[kind]
         if number not in kinds(setup.cut):
-            pytest.skip("bands are for one output channel a group")
+            pytest.skip("bands are for one output channel a group, lanes of groups for many groups")
         setup.__dict__["blocking"] = blocking(setup.cut, number)
     return setup
 
@@ -118,6 +121,7 @@ def test_many_small_blocks_and_shares_exactly(problem: Problem, kind: str, monke
         ("CHANNEL_PIXELS", 40),
         ("PIXEL_PIXELS", 70),
         ("BAND_PIXELS", 70),
+        ("GROUP_PIXELS", 70),
         ("SUMS_BYTES", 20_000),
         ("SCRATCH_BYTES", 9_000),
     ):
