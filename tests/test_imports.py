@@ -26,8 +26,9 @@ LAYERS = """
     cpu/simd
     cpu/elements cpu/gemm cpu/layouts cpu/threads cpu/winograd_vectors
     cpu/copies cpu/winograd_factors cpu/winograd_transforms
-    cpu/depthwise_kernel cpu/fft_kernel cpu/filter_kernel cpu/pack_tap
-    cpu/pack cpu/pack_weight cpu/rows cpu/weight_tiles cpu/winograd_products cpu/winograd_tables
+    cpu/depthwise_kernel cpu/fft_kernel cpu/filter_kernel cpu/gemm_costs cpu/pack_tap cpu/turned_tile
+    cpu/pack cpu/pack_weight cpu/rows cpu/turned_shape cpu/turned_worker cpu/weight_tiles cpu/winograd_products
+    cpu/winograd_tables
     cpu/weight_fields
     cpu/weight_bands cpu/weight_groups cpu/weight_stores
     cpu/calls cpu/depthwise_tasks cpu/direct_weight cpu/gemm_worker cpu/fft_layout cpu/filter_layout cpu/weight_kernels cpu/winograd_weight
@@ -35,6 +36,7 @@ LAYERS = """
     cpu/weight_blocking
     cpu/weight_grad
     cpu/direct cpu/fft_tasks cpu/gemm_shape cpu/filter_tasks
+    cpu/gemm_place
     cpu/depthwise cpu/filter_forward cpu/implicit_gemm cpu/winograd
     cpu/filter_gradient
     cpu/filter

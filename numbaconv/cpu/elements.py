@@ -203,32 +203,16 @@ def _store_row(
 
 
 @intrinsic
-def store_sums_turned(typingctx, sums, position, row_step, rows, columns, address, column_step, step, like):  # type: ignore[no-untyped-def]
+def store_sums_turned_as(typingctx, sums, position, row_step, rows, columns, address, column_step, step, number):  # type: ignore[no-untyped-def]
     """Write rows of sums as columns: of up to as many pixels, and rows of the weight, as a vector has lanes.
 
     element(address, column * column_step + row * step) = sums[position + row * row_step + column] for row < rows, column < columns
 
-    converted to the elements of the array ``like``, which have one component.
+    converted to real elements of the dtype that has this number of :data:`NUMBERS`.
 
     sums : one-dimensional contiguous array; whole vectors are read.
     address : int64 byte address; ``rows`` and ``columns`` are at most the lanes of a vector of sums.
     """
-    n = types.int64
-    return types.void(sums, n, n, n, n, n, n, n, like), _emit_turned
-
-
-def _emit_turned(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    sums, position, row_step, rows, *columns, _ = arguments
-    source = Vectors(builder, signature.args[0].dtype)
-    values = _turned(builder.gep(data_pointer(context, builder, signature.args[0], sums), [position]), source, row_step, rows)
-    target = Vectors(builder, components_of(signature.args[8].dtype)[1], source.lanes)
-    _store_columns(_kept(source, values), source, target, rows, *columns)
-    return context.get_dummy_value()
-
-
-@intrinsic
-def store_sums_turned_as(typingctx, sums, position, row_step, rows, columns, address, column_step, step, number):  # type: ignore[no-untyped-def]
-    """:func:`store_sums_turned` for real elements of the dtype that has this number of :data:`NUMBERS`."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         b, (sums, position, row_step, rows, columns, address, column_step, step, number) = builder, arguments
@@ -270,7 +254,7 @@ def _kept(v: Vectors, values: list[Any]) -> Any:
 def _store_columns(
     turned: Any, source: Vectors, target: Vectors, rows: Any, columns: Any, address: Any, column_step: Any, step: Any
 ) -> None:
-    """Write ``columns`` vectors of ``rows`` sums each, as :func:`store_sums_turned` does."""
+    """Write ``columns`` vectors of ``rows`` sums each, as :func:`store_sums_turned_as` does."""
     b, mask, spread = source.builder, target.first(rows), source.builder.mul(target.iota, target.splat(step))
     with cgutils.for_range(b, columns) as loop:
         value = converted(source.load(source.at(turned, b.mul(loop.index, int64(source.lanes)))), source, target)

@@ -26,44 +26,41 @@ LINE_TURNS = 1 << (-(-TILE_VECTORS * target().vector_bytes // LINE_BYTES)).bit_l
 
 @intrinsic
 def multiply_tile(  # type: ignore[no-untyped-def]
-    typingctx, runs, first_run, run_count, factors, factors_offset, factor_step, panel, panel_offset, panel_jumps,
-    result, row_step, rows, columns, accumulate, bias, bias_offset, ahead, ahead_step,
+    typingctx, runs, run_count, factors, factors_offset, panel, result, row_step, rows, columns, accumulate, bias, bias_offset,
+    ahead, ahead_step,
 ):  # fmt: skip
     """Add one tile of a product to the result, or store it there.
 
-    result[r * row_step + l] = start + sum over products of factors[factors_offset + k * factor_step + r] * panel[panel_offset + j * W + l]
+    result[r * row_step + l] = start + sum over products of factors[factors_offset + k * TILE_ROWS + r] * panel[j * W + l]
 
     for r < rows, l < columns, W = TILE_VECTORS * lanes (rows >= TILE_ROWS and columns >= W mean the full tile); ``start`` is the
-    result itself where ``accumulate`` is not 0, else bias[bias_offset + r], or bias[bias_offset + l] with ``panel_jumps``.  Each sum is
-    one chain of multiply-adds along k, which is added to ``start`` at the end.
+    result itself where ``accumulate`` is not 0, else bias[bias_offset + r].  Each sum is one chain of multiply-adds along k, which is
+    added to ``start`` at the end.
 
-    runs : int64 array of pairs (first k, number of products > 0), of which the ``run_count`` from pair ``first_run`` on are taken; k
-        jumps from run to run, j counts the products.  Where ``panel_jumps`` is not 0, k and j change places.
+    runs : int64 array of pairs (first k, number of products > 0), of which the first ``run_count`` are taken; k jumps from run to run,
+        j counts the products.
     factors, panel, bias : one-dimensional contiguous arrays of one dtype: float32, float64, int32, int64, or uint32 for pairs of int16
         whose products are summed in 32 bits.  Lanes beyond ``columns``, and rows beyond ``rows``, are read too: up to whole vectors, and
         to the next number of ROWS.
-    bias : longer by a panel's width than its offsets reach.
     ahead : int64 byte address that is asked for before it is needed, ``ahead_step`` bytes further with each product; any is allowed.
     result : int64 byte address.  All other arguments are int64 numbers, of elements where they are offsets or steps.
     """
     n = types.int64
-    return types.void(runs, n, n, factors, n, n, panel, n, n, n, n, n, n, n, bias, n, n, n), _emit_tile
+    return types.void(runs, n, factors, n, panel, n, n, n, n, n, bias, n, n, n), _emit_tile
 
 
 def _emit_tile(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     def element(position: int, offset: Any) -> Any:
         return builder.gep(data_pointer(context, builder, signature.args[position], arguments[position]), [offset])
 
-    tile = Tile(builder, signature.args[3].dtype)
-    tile.runs, tile.run_count = element(0, builder.mul(arguments[1], int64(2))), arguments[2]
-    tile.factors, tile.panel = element(3, arguments[4]), element(6, arguments[7])
-    tile.factor_step = arguments[5]
-    tile.panel_jumps = builder.icmp_signed("!=", arguments[8], int64(0))
-    tile.result = tile.v.pointer(arguments[9])
-    tile.row_step, tile.rows, tile.columns = arguments[10:13]
-    tile.accumulate = builder.icmp_signed("!=", arguments[13], int64(0))
-    tile.bias = element(14, arguments[15])
-    tile.ahead, tile.ahead_step = arguments[16:18]
+    tile = Tile(builder, signature.args[2].dtype)
+    tile.runs, tile.run_count = element(0, int64(0)), arguments[1]
+    tile.factors, tile.panel = element(2, arguments[3]), element(4, int64(0))
+    tile.result = tile.v.pointer(arguments[5])
+    tile.row_step, tile.rows, tile.columns = arguments[6:9]
+    tile.accumulate = builder.icmp_signed("!=", arguments[9], int64(0))
+    tile.bias = element(10, arguments[11])
+    tile.ahead, tile.ahead_step = arguments[12:14]
     tile.emit()
     return context.get_dummy_value()
 
@@ -74,9 +71,7 @@ class Tile:
     runs: Any
     run_count: Any
     factors: Any
-    factor_step: Any
     panel: Any
-    panel_jumps: Any
     result: Any
     row_step: Any
     rows: Any
@@ -141,8 +136,8 @@ class Tile:
         b.cbranch(b.icmp_signed("<", run, self.run_count), setup, done)
         b.position_at_end(setup)
         first, count = (b.load(b.gep(self.runs, [b.add(b.mul(run, int64(2)), int64(field))])) for field in (0, 1))
-        factor = v.at(self.factors, b.mul(b.select(self.panel_jumps, made, first), self.factor_step))
-        panel = v.at(self.panel, b.mul(b.select(self.panel_jumps, first, made), int64(TILE_VECTORS * v.lanes)))
+        factor = v.at(self.factors, b.mul(first, int64(TILE_ROWS)))
+        panel = v.at(self.panel, b.mul(made, int64(TILE_VECTORS * v.lanes)))
         ahead_after, sums_after = self._product_loop(setup, latch, count, factor, panel, ahead, sums)
         b.position_at_end(latch)
         _join(run, (int64(0), before), (b.add(run, int64(1)), latch))
@@ -172,7 +167,7 @@ class Tile:
         for r, row in enumerate(running):
             factor = v.broadcast(v.at(f, r))
             new.append([v.multiply_add(factor, column, total) for column, total in zip(columns, row)])
-        left_after, f_after, p_after = b.sub(left, int64(1)), v.at(f, self.factor_step), v.at(p, TILE_VECTORS * v.lanes)
+        left_after, f_after, p_after = b.sub(left, int64(1)), v.at(f, TILE_ROWS), v.at(p, TILE_VECTORS * v.lanes)
         a_after = b.add(a, self.ahead_step)
         b.cbranch(b.icmp_signed(">", left_after, int64(0)), loop, after)
         for phi, start, end in [(left, count, left_after), (f, factors, f_after), (p, panel, p_after), (a, ahead, a_after)]:
@@ -192,17 +187,12 @@ class Tile:
                         self._store_row(r, row, None, [])
                 with start:
                     for r, row in enumerate(sums):
-                        self._store_row(r, row, None, self._start(r, vectors))
+                        self._store_row(r, row, None, [self.v.broadcast(self.v.at(self.bias, r))] * vectors)
             with some_lanes:
                 masks = [self.v.first(self.columns, j * lanes) for j in range(vectors)]
                 for r, row in enumerate(sums):
                     with b.if_then(b.icmp_signed("<", int64(r), self.rows)):
-                        self._store_row(r, row, masks, self._start(r, vectors))
-
-    def _start(self, r: int, vectors: int) -> list[Any]:
-        """What the sums of a row are added to at first."""
-        v, same = self.v, self.v.broadcast(self.v.at(self.bias, r))
-        return [self.builder.select(self.panel_jumps, v.load(v.at(self.bias, j * v.lanes)), same) for j in range(vectors)]
+                        self._store_row(r, row, masks, [self.v.broadcast(self.v.at(self.bias, r))] * vectors)
 
     def _store_row(self, r: int, row: list[Any], masks: list[Any] | None, start: list[Any]) -> None:
         """Write one row of a tile: whole vectors without ``masks``; added to the result without ``start``, or where asked with masks."""

@@ -10,32 +10,31 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+from ..arrays import ELEMENTS
 from ..axes import Axis, Part, axis_parts, cut_where_taps_change, pixel_count, tap_count, taps_that_meet
 from ..problem import Problem
+from . import turned_shape
 from .elements import Kind, kind_of
-from .gemm import ROWS, SPREAD, TILE_ROWS, TILE_VECTORS
+from .gemm import ROWS, TILE_ROWS, TILE_VECTORS
+from .gemm_costs import (
+    COPY_CYCLES,
+    COPY_START_CYCLES,
+    CYCLES_A_SECOND,
+    FAR_CYCLES,
+    PACKING_CYCLES,
+    PRODUCT_CYCLES,
+    STORE_CYCLES,
+    TABLE_CYCLES,
+    blocking,
+    tile_cycles,
+)
 from .target import target
 
-DEPTH = 192  # products of one K block: a panel then stays in the first-level cache
 MOST_PANELS = 16  # of a task
+FAR_BYTES = 1 << 20  # of a group's weight, from which on it does not stay near
 MOST_PARTS = 64  # of a transposed convolution
 MOST_PIECES, SHORTEST_PIECE = 5, 6  # of an axis that is cut; cells of one, on average
-WORTH_CUTTING, WORTH_TURNING = 0.9, 0.97  # share of the time that must be left
-MOST_TURNED_BYTES = 1 << 20  # of the sums of a panel whose roles are turned
-
-# The cost model, in cycles: to table a tap of a panel, to begin to copy it, to copy a vector of one channel with its lanes 1, 2 or
-# more cells apart, to multiply a vector by one weight and add it, to load an operand, until a sum can be added to again, to store a tile,
-# to turn a vector of sums.
-TABLE_CYCLES = 50.0
-COPY_START_CYCLES = 20.0
-COPY_CYCLES = {1: 2.5, 2: 4.0, 3: 26.0}
-PRODUCT_CYCLES = {"float32": 0.5, "float64": 0.5, "uint32": 0.5 if target().fused_pairs else 1.0, "int32": 1.4, "int64": 2.0}
-LOAD_CYCLES, LATENCY_CYCLES = 0.5, 4.0
-PREFETCHES = 2 if SPREAD else 0  # with each product
-STORE_CYCLES = 60.0
-TURN_CYCLES = 6.0
-PACKING_CYCLES, FAR_CYCLES = 6.0, 0.25  # a product, in divisions: to pack a vector of pixels, to read a row's weight from far away
-CYCLES_A_SECOND = 2.5e9
+WORTH_CUTTING, WORTH_TURNING = 0.9, 0.96  # share of the time that must be left
 
 
 @dataclass(frozen=True)
@@ -88,20 +87,44 @@ class GemmShape:
     @property
     def block(self) -> int:
         """Rows of the weight that lie side by side."""
-        return TILE_VECTORS * self.lanes if self.turned else TILE_ROWS
+        return self.lanes if self.turned else TILE_ROWS
+
+    @cached_property
+    def narrows(self) -> bool:
+        """Whether results are not stored as the sums are."""
+        return ELEMENTS[self.problem.out_dtype].storage.itemsize != self.kind.sums.itemsize
+
+    @property
+    def turned_bytes(self) -> int:
+        """Upper bound of what a thread allocates where roles are turned."""
+        p, most = self.problem, 0
+        for part in self.parts:
+            at_once, taps = blocking(self.channels, tap_count(part), self.kind)
+            lines = turned_shape.lines_of(part, p.source_size, (1, 1, 1), (1, 1, 1))
+            most = max(most, turned_shape.workspace(lines, taps, at_once, self.rows, self.lanes, self.kind.sums.itemsize))
+        return most
 
     @cached_property
     def turned(self) -> bool:
-        """Whether pixels are broadcast and the rows of the weight are lanes: where few pixels would leave lanes empty.
+        """Whether pixels are broadcast and the rows of the weight are lanes: where few pixels would leave lanes empty, or their copies in
+        the order of the products would take long.
 
         The order of every sum stays the same, and so do its bits.
         """
-        width = TILE_VECTORS * self.lanes
-        if self.kind.components > 1 or self.rows < width or width % TILE_ROWS:
+        if self.kind.components > 1 or self.kind.together > 1 or self.lanes % TILE_ROWS:
             return False
-        if width * (self.rows + width) * self.kind.sums.itemsize > MOST_TURNED_BYTES:
-            return False
-        return self.cycles(self.parts, True) < WORTH_TURNING * self.cycles(self.parts, False)
+        turned = sum(self._turned_cycles(part) for part in self.parts)
+        return turned < WORTH_TURNING * self.cycles(self.parts)
+
+    def _turned_cycles(self, part: Part) -> float:
+        p = self.problem
+        strides = [math.prod(p.source_size[axis + 1 :]) for axis in range(3)], [math.prod(p.result_size[axis + 1 :]) for axis in range(3)]
+        cycles = self.turned_blocks(turned_shape.lines_of(part, p.source_size, *strides), p.groups, 1)[1]
+        return cycles * self._share_met(part)
+
+    def turned_blocks(self, lines: turned_shape.Lines, members: int, threads: int) -> tuple[turned_shape.Blocks, float]:
+        at_once = blocking(self.channels, math.prod(len(line.shifts) for line in lines), self.kind)[0]
+        return turned_shape.blocks(lines, self.channels, at_once, self.rows, self.lanes, members, threads)
 
     @cached_property
     def weight_starts(self) -> list[int]:
@@ -114,9 +137,11 @@ class GemmShape:
     @cached_property
     def seconds(self) -> float:
         """Estimated time of one image on one thread."""
-        return self.cycles(self.parts, self.turned) / CYCLES_A_SECOND
+        cycles = sum(self._turned_cycles(part) for part in self.parts) if self.turned else self.cycles(self.parts)
+        return cycles / CYCLES_A_SECOND
 
-    def cycles(self, parts: list[Part], turned: bool = False) -> float:
+    def cycles(self, parts: list[Part]) -> float:
+        """With panels."""
         cycles = 0.0
         for part in parts:
             taps, pixels = tap_count(part), pixel_count(part)
@@ -125,10 +150,10 @@ class GemmShape:
             blocks = -(-self.channels // blocking(self.channels, taps, self.kind)[0])  # of channels
             copies = vectors * taps * self.channels * self.kind.components
             copy = panels * taps * blocks * COPY_START_CYCLES + copies * COPY_CYCLES[min(part[2].step, 3)]
-            tiles = self._tiles(pixels, self.rows) if turned else self._tiles(self.rows, pixels)
+            tiles = self._tiles(self.rows, pixels)
             multiply = products * sum(tile_cycles(high, wide, PRODUCT_CYCLES[self.kind.sums.name]) * count for high, wide, count in tiles)
-            if turned:
-                multiply += vectors * -(-self.rows // self.lanes) * self.lanes * TURN_CYCLES
+            if products * self.rows * self.kind.sums.itemsize > FAR_BYTES:
+                multiply += products * self.rows * FAR_CYCLES * -(-panels // MOST_PANELS)
             store, met = sum(count for *_, count in tiles) * blocks * STORE_CYCLES, self._share_met(part)
             cycles += self.problem.groups * met * (copy + multiply + store) + panels * taps * TABLE_CYCLES * self._tabled(part)
         return cycles
@@ -177,13 +202,6 @@ def _products(axes: Iterable[list[Axis]]) -> list[Part]:
     return list(itertools.product(depth, height, width))
 
 
-def blocking(channels: int, kernel: int, kind: Kind) -> tuple[int, int]:
-    """Channels and taps of one K block, as even as they can be; more than one block of taps only for the channels of one product."""
-    taps, units, depth = max(kernel, 1), -(-channels // kind.together), DEPTH // kind.components
-    most = max(1, depth // taps)
-    return -(-units // -(-units // most)) * kind.together, -(-taps // -(-taps // depth))
-
-
 class Division(NamedTuple):
     """How a part is cut into tasks: runs of panels, of which the first ``short`` have one panel less than ``panels``, times ``splits``
     shares of the rows, which all pack their run's panels."""
@@ -195,15 +213,13 @@ class Division(NamedTuple):
 
 
 @functools.cache
-def division(
-    pixels: int, rows: int, lanes: int, turned: bool, channels: int, members: int, most: int, repeat: int, threads: int
-) -> Division:
+def division(pixels: int, rows: int, lanes: int, channels: int, members: int, most: int, repeat: int, threads: int) -> Division:
     """The division with which threads are done soonest, for so many pixels of each of ``members`` images and groups.
 
     most : panels of a run; repeat : of as many panels the tables serve again.
     """
-    width, unit = TILE_VECTORS * lanes, lanes if turned else TILE_ROWS
-    panels, units = -(-pixels // width), -(-rows // unit)
+    width = TILE_VECTORS * lanes
+    panels, units = -(-pixels // width), -(-rows // TILE_ROWS)
     fewest = -(-panels // most)
     whole = _even(panels, fewest, 1) if most % repeat else Division(most, 0, fewest, 1)
     options = [whole]
@@ -214,13 +230,10 @@ def division(
         """Cycles a product until the last thread is done."""
         alone = d.runs - d.short == 1  # the last run is the longest, and lacks pixels
         longest = max(width * (d.panels - 1), pixels - width * (panels - d.panels)) if alone else width * d.panels
-        vectors, shares = -(-longest // lanes), [(units * i // d.splits, units * (i + 1) // d.splits) for i in range(d.splits)]
-        if turned:
-            tiles = math.ceil(2 * longest / TILE_ROWS) / 2 * max(_across(*share) for share in shares)
-        else:
-            tiles = max(last - first for first, last in shares) * _across(0, vectors)
+        vectors = -(-longest // lanes)
+        tiles = -(-units // d.splits) * _across(vectors)
         tables = 0.0 if d is whole and d.panels % repeat == 0 else d.panels * TABLE_CYCLES / channels
-        far = -(-units // d.splits) * unit * FAR_CYCLES
+        far = -(-units // d.splits) * TILE_ROWS * FAR_CYCLES
         return -(-members * d.runs * d.splits // threads) * (tiles + vectors * PACKING_CYCLES + tables + far)
 
     return min(options, key=time)
@@ -231,16 +244,10 @@ def _even(panels: int, runs: int, splits: int) -> Division:
     return Division(most, most * runs - panels, runs, splits)
 
 
-@functools.cache
-def _across(first: int, last: int) -> float:
-    """Cycles a product of a row of tiles that covers the vectors [first, last), with borders at multiples of TILE_VECTORS."""
+def _across(vectors: int) -> float:
+    """Cycles a product of a row of tiles that covers so many vectors."""
     cycles = 0.0
-    while first < last:
-        after = min(last, first - first % TILE_VECTORS + TILE_VECTORS)
-        cycles, first = cycles + tile_cycles(TILE_ROWS, after - first, PRODUCT_CYCLES["float32"]), after
+    while vectors > 0:
+        cycles += tile_cycles(TILE_ROWS, min(vectors, TILE_VECTORS), PRODUCT_CYCLES["float32"])
+        vectors -= TILE_VECTORS
     return cycles
-
-
-def tile_cycles(rows: int, vectors: int, product: float) -> float:
-    """Of one product of a tile: the multiply-adds, two loads or prefetches a cycle, or the latency of a short chain."""
-    return max(rows * vectors * product, (rows + vectors + PREFETCHES) * LOAD_CYCLES, LATENCY_CYCLES)

@@ -6,8 +6,8 @@ import numpy as np
 
 from . import pack
 from .compile import kernel
-from .elements import store_sums, store_sums_turned
-from .gemm import LINE_BYTES, TILE_ROWS, TILE_VECTORS, multiply_tile
+from .elements import store_sums
+from .gemm import TILE_ROWS, TILE_VECTORS, multiply_tile
 from .pack import fill_tables, line_of, lines_of, pack_panel, products_of
 from .simd import address_of, lanes_of
 from .threads import next_task
@@ -18,8 +18,8 @@ NEVER, NOTHING = 1 << 62, -1
 # Fields of a part's geometry beyond those of the panels.
 (
     IMAGES, GROUPS, CHANNELS, ROWS, PIXELS, KERNEL, SOURCE_IMAGE, RESULT, RESULT_IMAGE, RESULT_CHANNEL, SCATTERED, STAGED, CHANNELS_AT_ONCE,
-    PANELS, SHORT, RUNS, SPLITS, LAST_TASK, SHIFTS, WEIGHT, TURNED, BLOCK, STAGED_ROW, FIELDS,
-) = range(pack.FIELDS, pack.FIELDS + 24)  # fmt: skip
+    PANELS, SHORT, RUNS, SPLITS, LAST_TASK, SHIFTS, WEIGHT, FIELDS,
+) = range(pack.FIELDS, pack.FIELDS + 21)  # fmt: skip
 
 
 @kernel()
@@ -36,13 +36,13 @@ def work(source, result, parts, shifts, weight, bias, skipping, source_like, res
     for part in range(len(parts)):
         g = parts[part]
         taps = g[PANELS] * g[pack.TAPS_AT_ONCE]
-        panel_size = max(panel_size, (g[PANELS] if g[TURNED] else 1) * _panel_size(g, width))
+        panel_size = max(panel_size, _panel_size(g, width))
         stage_size = max(stage_size, g[STAGED] * g[PANELS] * _stage_size(g, width))
         table_size, tables, panels = max(table_size, taps * TILE_VECTORS * g[pack.SLOTS]), max(tables, taps), max(panels, g[PANELS])
     panel = np.empty(panel_size + spare, weight.dtype)
     panel = panel[-panel.ctypes.data // weight.itemsize % spare :]
     staged, table, counts = np.empty(stage_size, weight.dtype), np.empty((table_size, 2), np.int64), np.empty(tables, np.int64)
-    runs, run_counts = np.empty(tables + 2 * panels, np.int64), np.zeros(panels, np.int64)
+    runs = np.empty(tables + 2, np.int64)
     origins, tabled = np.empty((panels, 5), np.int64), np.empty(3, np.int64)
     tabled[0], part = -1, 0
     while True:
@@ -58,7 +58,7 @@ def work(source, result, parts, shifts, weight, bias, skipping, source_like, res
         task -= parts[part - 1, LAST_TASK] if part > 0 else 0
         _compute(
             g, shifts[g[SHIFTS] :], weight, bias, source, result + g[RESULT], skipping, source_like, result_like,
-            task, panel, staged, table, counts, runs, run_counts, origins, tabled,
+            task, panel, staged, table, counts, runs, origins, tabled,
         )  # fmt: skip
 
 
@@ -70,21 +70,21 @@ def _panel_size(g, width):  # type: ignore[no-untyped-def]
 @kernel(forceinline=True)
 def _stage_size(g, width):  # type: ignore[no-untyped-def]
     """Elements of the staged results of one panel."""
-    return g[STAGED_ROW] * (width if g[TURNED] else g[ROWS] + TILE_ROWS)
+    return width * (g[ROWS] + TILE_ROWS)
 
 
 @kernel(forceinline=True)
 def _compute(  # type: ignore[no-untyped-def]
     g, shifts, weight, bias, source, result, skipping, source_like, result_like,
-    task, panel, staged, table, counts, runs, run_counts, origins, tabled,
+    task, panel, staged, table, counts, runs, origins, tabled,
 ):  # fmt: skip
     """One task of a part, in the memory of its thread.
 
     tabled : int64 array: the part, the first panel and the first tap that the tables are of.
     """
     lanes = lanes_of(weight)
-    width, unit = TILE_VECTORS * lanes, lanes if g[TURNED] else TILE_ROWS
-    each, stage, units = _panel_size(g, width), _stage_size(g, width), -(-g[ROWS] // unit)
+    width = TILE_VECTORS * lanes
+    stage, units = _stage_size(g, width), -(-g[ROWS] // TILE_ROWS)
     split, member = task % g[SPLITS], task // g[SPLITS]
     run, member = g[RUNS] - 1 - member // (g[IMAGES] * g[GROUPS]), member % (g[IMAGES] * g[GROUPS])  # the longest first
     image, group = member // g[GROUPS], member % g[GROUPS]
@@ -105,24 +105,16 @@ def _compute(  # type: ignore[no-untyped-def]
             into = address_of(staged) if g[STAGED] else result + first * apart
             for number in range(first, last):
                 i = number - first
-                start, run = (i * each, i * (taps // 2 + 1)) if g[TURNED] else (0, 0)
-                run_counts[i] = pack_panel(g, table, counts, origins, i, taps, at, channels, skipping, source_like, panel, start, runs, run)
-                if not g[TURNED]:
-                    next_i = i + 1 if number + 1 < last else 0
-                    next_at = at if next_i else at + channels * g[pack.SOURCE_CHANNEL] * source_like.itemsize
-                    _multiply_panel(
-                        g, weight, bias, group, k, first_row, last_row, into, number, panel, runs, run_counts[i],
-                        table, counts, origins, next_i if taps == 1 else NOTHING, next_at, channels, source_like,
-                    )  # fmt: skip
-                into += apart
-            if g[TURNED]:
-                next_k, runs_each = k + taps * products_of(g, channels), taps // 2 + 1
-                _multiply_turned(
-                    g, weight, bias, group, k, next_k, first_row, last_row, address_of(staged), first, last, panel, each,
-                    runs, runs_each, run_counts, result + first * width * result_like.itemsize, result_like.itemsize,
+                run_count = pack_panel(g, table, counts, origins, i, taps, at, channels, skipping, source_like, panel, runs)
+                next_i = i + 1 if number + 1 < last else 0
+                next_at = at if next_i else at + channels * g[pack.SOURCE_CHANNEL] * source_like.itemsize
+                _multiply_panel(
+                    g, weight, bias, group, k, first_row, last_row, into, number, panel, runs, run_count,
+                    table, counts, origins, next_i if taps == 1 else NOTHING, next_at, channels, source_like,
                 )  # fmt: skip
+                into += apart
     if g[STAGED]:
-        _unstage(g, staged, stage, first_row * unit, min(last_row * unit, g[ROWS]), result, first, last, result_like)
+        _unstage(g, staged, stage, first_row * TILE_ROWS, min(last_row * TILE_ROWS, g[ROWS]), result, first, last, result_like)
 
 
 @kernel(forceinline=True)
@@ -138,7 +130,7 @@ def _multiply_panel(  # type: ignore[no-untyped-def]
     """
     width, between = TILE_VECTORS * lanes_of(weight), g[pack.SOURCE_CHANNEL] * like.itemsize
     columns = min(width, g[PIXELS] - number * width)
-    step, products = g[STAGED_ROW] if g[STAGED] else g[RESULT_CHANNEL], products_of(g, g[CHANNELS]) * g[KERNEL]
+    step, products = width if g[STAGED] else g[RESULT_CHANNEL], products_of(g, g[CHANNELS]) * g[KERNEL]
     for row in range(first_row, last_row):
         block = group * -(-g[ROWS] // TILE_ROWS) + row
         offset = g[WEIGHT] + (block * products + k) * TILE_ROWS
@@ -147,44 +139,8 @@ def _multiply_panel(  # type: ignore[no-untyped-def]
         if next_i != NOTHING and row - first_row < lines_of(g, counts, next_i):
             ahead, ahead_step = next_at + line_of(g, table, counts, origins, next_i, row - first_row, like), between
         multiply_tile(
-            runs, 0, run_count, weight, offset, TILE_ROWS, panel, 0, 0, address, step, rows, columns, k, bias, block * TILE_ROWS,
-            ahead, ahead_step,
+            runs, run_count, weight, offset, panel, address, step, rows, columns, k, bias, block * TILE_ROWS, ahead, ahead_step
         )  # fmt: skip
-
-
-@kernel(forceinline=True)
-def _multiply_turned(  # type: ignore[no-untyped-def]
-    g, weight, bias, group, k, next_k, first_vector, last_vector, staged, first, last, panel, each, runs, runs_each, run_counts,
-    result, result_item,
-):  # fmt: skip
-    """Vectors of rows [first_vector, last_vector) of the weight times the panels [first, last) with the roles of the two turned: pixels
-    are broadcast, rows are lanes.
-
-    Each block of the weight is read from far away while the one before is multiplied.
-    """
-    lanes = lanes_of(weight)
-    width, products = TILE_VECTORS * lanes, products_of(g, g[CHANNELS]) * g[KERNEL]
-    start, vector = group * -(-g[ROWS] // width), first_vector  # the group's first block
-    while vector < last_vector:
-        block, lane = start + vector // TILE_VECTORS, vector % TILE_VECTORS * lanes
-        after = min(vector - vector % TILE_VECTORS + TILE_VECTORS, last_vector)
-        columns = min((after - vector) * lanes, g[ROWS] - vector * lanes)
-        offset = g[WEIGHT] + (block * products + k) * width
-        ahead = (block + 1) * products + k if after < last_vector else (start + first_vector // TILE_VECTORS) * products + next_k
-        ahead, ahead_step = address_of(weight) + (g[WEIGHT] + ahead * width) * weight.itemsize, LINE_BYTES
-        ahead_end = ahead + (next_k - k) * width * weight.itemsize
-        for number in range(first, last):
-            i, pixels = number - first, min(width, g[PIXELS] - number * width)
-            for pixel in range(0, pixels, TILE_ROWS):
-                address = staged + ((i * width + pixel) * g[STAGED_ROW] + vector * lanes) * weight.itemsize
-                multiply_tile(
-                    runs, i * runs_each, run_counts[i], panel, i * each + pixel, width, weight, offset + lane, 1, address, g[STAGED_ROW],
-                    min(TILE_ROWS, pixels - pixel), columns, k, bias, block * width + lane, ahead, ahead_step,
-                )  # fmt: skip
-                ahead += (next_k - k) * ahead_step
-                if ahead >= ahead_end and next_k == products:  # the weight is there: now the lines that _unstage will write
-                    ahead, ahead_end = result + vector * lanes * g[RESULT_CHANNEL] * result_item, NEVER
-        vector = after
 
 
 @kernel(forceinline=True)
@@ -205,15 +161,8 @@ def _unstage_panel(g, staged, start, first_row, last_row, result, number, like):
     done, pixels = 0, min(width, g[PIXELS] - pixel)
     while done < pixels:
         length = min(across - w, pixels - done)
-        if g[TURNED]:
-            length = min(length, lanes_of(staged))
         offset = d * g[pack.RESULT_STRIDE] + h * g[pack.RESULT_STRIDE + 1] + w * stride
-        if g[TURNED]:
-            for row in range(first_row, last_row, lanes_of(staged)):
-                address, rows = result + (row * g[RESULT_CHANNEL] + offset) * like.itemsize, min(lanes_of(staged), last_row - row)
-                at = start + done * g[STAGED_ROW] + row
-                store_sums_turned(staged, at, g[STAGED_ROW], length, rows, address, g[RESULT_CHANNEL], stride, like)
-        for row in range(last_row if g[TURNED] else first_row, last_row, g[pack.COMPONENTS]):
+        for row in range(first_row, last_row, g[pack.COMPONENTS]):
             address = result + (row // g[pack.COMPONENTS] * g[RESULT_CHANNEL] + offset) * like.itemsize
             store_sums(staged, start + row * width + done, width, length, address, stride, like)
         done, w = done + length, w + length

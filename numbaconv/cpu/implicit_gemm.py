@@ -18,60 +18,32 @@ from __future__ import annotations
 
 import itertools
 import math
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
 from numba.core import config
 from numpy.typing import NDArray
 
-from ..arguments import PADDING_MODES
 from ..arrays import ELEMENTS, AnyArray
-from ..axes import Line, Part, is_contiguous, merged, pixel_count, tap_count
+from ..axes import tap_count
 from ..choose import Accuracy
 from ..layouts import Layouts
 from ..problem import Problem
-from . import pack
+from . import gemm_worker, turned_worker
 from .calls import Call
 from .direct import Direct
 from .elements import like
 from .gemm import TILE_ROWS, TILE_VECTORS
-from .gemm_shape import MOST_PANELS, MOST_PARTS, MOST_TURNED_BYTES, GemmShape, blocking, division
-from .gemm_worker import (
-    ALIGNMENT,
-    BLOCK,
-    CHANNELS,
-    CHANNELS_AT_ONCE,
-    FIELDS,
-    GROUPS,
-    IMAGES,
-    KERNEL,
-    LAST_TASK,
-    PANELS,
-    PIXELS,
-    RESULT,
-    RESULT_CHANNEL,
-    RESULT_IMAGE,
-    ROWS,
-    RUNS,
-    SCATTERED,
-    SHIFTS,
-    SHORT,
-    SOURCE_IMAGE,
-    SPLITS,
-    STAGED,
-    STAGED_ROW,
-    TURNED,
-    WEIGHT,
-    work,
-)
+from .gemm_costs import blocking
+from .gemm_place import PlacedPart, place_panels, place_turned
+from .gemm_shape import MOST_PANELS, MOST_PARTS, GemmShape
+from .gemm_worker import ALIGNMENT
 from .layouts import address
-from .pack_tap import EVEN, SPREAD, UNIT
 from .pack_weight import as_real, pack_weight
 from .target import target
 from .threads import most_threads, team_size
 
-PANELS_A_TASK = 8  # about; while they pass, one K block of the weight stays in the second-level cache
 _PAIRED = np.dtype(np.int16)
 _FLAGS = {value: np.array([value], np.int64) for value in (False, True)}
 STAGED_BYTES = 256 << 10  # of results that are staged, unless one panel needs more
@@ -127,6 +99,12 @@ class ImplicitGemmSetup(GemmShape):
     @cached_property
     def workspace(self) -> int:
         """Upper bound of the bytes that ``run`` allocates: of each thread a panel, tables, and a copy of a panel's results."""
+        own = most_threads() * (self.turned_bytes if self.turned else self._panel_bytes)
+        return max(own, Direct().setup(self.problem).workspace) if self.problem.transposed else own
+
+    @property
+    def _panel_bytes(self) -> int:
+        """Of one thread, with panels."""
         width, item = TILE_VECTORS * self.lanes, self.kind.sums.itemsize
         panel = numbers = 0
         for part in self.parts:
@@ -135,31 +113,17 @@ class ImplicitGemmSetup(GemmShape):
             pieces = 4 * (width + 1) * min(len(part[2].taps), taps)
             numbers = max(numbers, tables + pieces + 6 * width + TILE_VECTORS)
             panel = max(panel, self.kind.products(channels) * taps * width * item)
-        panels, stage = self._staged_panels if self.turned else 1, self._staged_panels * self._stage
-        own = most_threads() * (panels * panel + stage + ALIGNMENT + (numbers + 4) * 8)
-        return max(own, Direct().setup(self.problem).workspace) if self.problem.transposed else own
-
-    @cached_property
-    def _narrows(self) -> bool:
-        """Whether results are not stored as the sums are."""
-        return ELEMENTS[self.problem.out_dtype].storage.itemsize != self.kind.sums.itemsize
-
-    @property
-    def _staged_row(self) -> int:
-        """Elements of one row of what is staged: of the rows of a panel, or of the pixels where roles are turned (off one cache set)."""
-        width = TILE_VECTORS * self.lanes
-        return self.row_blocks * width + self.lanes if self.turned else width
+        return panel + self._staged_panels * self._stage + ALIGNMENT + (numbers + 4) * 8
 
     @cached_property
     def _stage(self) -> int:
         """Bytes of a panel's results that are staged."""
-        rows = TILE_VECTORS * self.lanes if self.turned else self.rows + TILE_ROWS
-        return rows * self._staged_row * self.kind.sums.itemsize
+        return (self.rows + TILE_ROWS) * TILE_VECTORS * self.lanes * self.kind.sums.itemsize
 
     @cached_property
     def _staged_panels(self) -> int:
         """Panels of a task whose results are staged."""
-        return max(1, min((MOST_TURNED_BYTES if self.turned else STAGED_BYTES) // self._stage, MOST_PANELS))
+        return max(1, min(STAGED_BYTES // self._stage, MOST_PANELS))
 
     @property
     def packed_bytes(self) -> int:
@@ -226,7 +190,10 @@ class ImplicitGemmSetup(GemmShape):
         if self.problem.transposed and len(met.geometry) < len(placed.geometry) and not bias.view(np.uint8).any():
             result[...] = 0  # all at once takes less time than every other cell
             placed = met
-        return Call(work, (placed.geometry, placed.shifts, weight, bias, int(finite[0]), *self._likes), placed.tasks, seconds)
+        arguments = placed.geometry, placed.shifts, weight, bias, int(finite[0])
+        if self.turned:
+            return Call(turned_worker.work_turned, arguments, placed.tasks, seconds)
+        return Call(gemm_worker.work, (*arguments, *self._likes), placed.tasks, seconds)
 
     @cached_property
     def _likes(self) -> tuple[AnyArray, AnyArray]:
@@ -236,59 +203,29 @@ class ImplicitGemmSetup(GemmShape):
     def _layouts(self) -> Layouts[tuple[Placed, Placed]]:
         """Of the source's and the result's layout and the number of threads: all parts, and those that meet a tap."""
 
-        def place(source: AnyArray, result: AnyArray, threads: int) -> tuple[Placed, Placed]:
+        place = partial(place_turned, self) if self.turned else partial(place_panels, self, self._staged_panels)
+
+        def find(source: AnyArray, result: AnyArray, threads: int) -> tuple[Placed, Placed]:
             parts = [
-                self._place(part, start, len(source), source.strides, result.strides, threads)
+                place(part, start, len(source), source.strides, result.strides, threads)
                 for part, start in zip(self.parts, self.weight_starts)
             ]
-            everything = _together(parts)
-            met = [part for part in parts if part[0][KERNEL]]
-            return everything, everything if len(met) == len(parts) else _together(met)
+            everything = _together(parts, self.turned)
+            met = [part for part in parts if part.kernel]
+            return everything, everything if len(met) == len(parts) else _together(met, self.turned)
 
-        return Layouts(place)
-
-    def _place(
-        self, part: Part, start: int, batch: int, source: tuple[int, ...], result: tuple[int, ...], threads: int
-    ) -> tuple[NDArray[np.int64], list[int]]:
-        """A part's fields, and shifts."""
-        p, g = self.problem, np.zeros(FIELDS, np.int64)
-        item, result_item = (ELEMENTS[dtype].storage.itemsize for dtype in (p.dtype, p.out_dtype))
-        lines = merged([
-            Line(n, s // item, axis.size, t // result_item * axis.stride, axis.step, axis.shifts)
-            for axis, n, s, t in zip(part, p.source_size, source[2:], result[2:])
-        ])  # fmt: skip
-        for i, line in enumerate(lines):
-            g[i : pack.MODE : 3] = [*line[:5], len(line.shifts)]
-        step = lines[2].step * lines[2].source_stride
-        g[pack.MODE], g[pack.SLOTS] = PADDING_MODES.index(p.padding_mode), self.slots(lines[2].size)
-        g[pack.LANE_STEP], g[pack.SPACING] = step, {1: UNIT, 2: EVEN}.get(step, SPREAD)
-        g[IMAGES], g[GROUPS], g[CHANNELS], g[ROWS] = batch, p.groups, self.channels, self.rows
-        g[PIXELS], g[KERNEL], g[WEIGHT] = pixel_count(part), tap_count(part), start
-        g[CHANNELS_AT_ONCE], g[pack.TAPS_AT_ONCE] = blocking(self.channels, tap_count(part), self.kind)
-        g[SOURCE_IMAGE], g[pack.SOURCE_CHANNEL], g[RESULT_IMAGE], g[RESULT_CHANNEL] = (
-            *(s // item for s in source[:2]),
-            *(s // result_item for s in result[:2]),
-        )
-        g[SCATTERED], g[pack.TOGETHER], g[pack.COMPONENTS] = not is_contiguous(lines), self.kind.together, self.kind.components
-        g[STAGED] = g[SCATTERED] or self._narrows or self.turned
-        g[TURNED], g[BLOCK], g[STAGED_ROW] = self.turned, self.block, self._staged_row
-        g[RESULT] = sum(axis.first * step for axis, step in zip(part, result[2:]))
-        panels, repeat = -(-pixel_count(part) // (TILE_VECTORS * self.lanes)), self.columns(lines[2].size)
-        most = min(max(1, PANELS_A_TASK // repeat) * repeat, self._staged_panels if g[STAGED] else MOST_PANELS, panels)
-        g[PANELS], g[SHORT], g[RUNS], g[SPLITS] = division(
-            pixel_count(part), self.rows, self.lanes, self.turned, self.channels, batch * p.groups, most, repeat, threads
-        )
-        return g, [shift for line in lines for shift in line.shifts]
+        return Layouts(find)
 
 
-def _together(parts: list[tuple[NDArray[np.int64], list[int]]]) -> Placed:
+def _together(parts: list[PlacedPart], turned: bool) -> Placed:
     """Parts one after the other, with their tasks and shifts numbered through; those of the longest tasks first, as shorter ones at the
     end leave fewer threads waiting."""
-    parts = sorted(parts, key=lambda part: -part[0][KERNEL] * part[0][PANELS] / part[0][SPLITS])
-    geometry, shifts, tasks = np.zeros((len(parts), FIELDS), np.int64), list[int](), 0
-    for g, (own, own_shifts) in zip(geometry, parts):
-        tasks += int(own[RUNS] * own[SPLITS] * own[IMAGES] * own[GROUPS])
-        g[:] = own
-        g[LAST_TASK], g[SHIFTS] = tasks, len(shifts)
-        shifts += own_shifts
-    return Placed(geometry, np.array(shifts, np.int64), tasks)
+    last_task, first_shift = (turned_worker.LAST_TASK, turned_worker.SHIFTS) if turned else (gemm_worker.LAST_TASK, gemm_worker.SHIFTS)
+    shifts, tasks, rows = list[int](), 0, list[NDArray[np.int64]]()
+    for part in sorted(parts, key=lambda part: -part.work):
+        tasks += part.tasks
+        g = part.geometry.copy()
+        g[last_task], g[first_shift] = tasks, len(shifts)
+        shifts += part.shifts
+        rows.append(g)
+    return Placed(np.array(rows), np.array(shifts, np.int64), tasks)

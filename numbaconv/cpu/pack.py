@@ -199,17 +199,17 @@ def products_of(g, channels):  # type: ignore[no-untyped-def]
 
 
 @kernel(forceinline=True)
-def pack_panel(geometry, table, counts, origins, number, taps, source, channels, skipping, like, panel, start, runs, first_run):  # type: ignore[no-untyped-def]
-    """Fill panel[start:] with what ``taps`` tabled taps of ``channels`` channels read, tap after tap; its table is the one at ``number``.
+def pack_panel(geometry, table, counts, origins, number, taps, source, channels, skipping, like, panel, runs):  # type: ignore[no-untyped-def]
+    """Fill a panel with what ``taps`` tabled taps of ``channels`` channels read, tap after tap; its table is the one at ``number``.
 
     source : byte address of the first channel, of elements as in the array ``like``.  Returns the number of runs (first k, number of
-    products) written to ``runs`` from pair ``first_run`` on: one with everything, or more where taps are left out, with ``skipping``,
-    because they read padding alone.
+    products) written to ``runs``: one with everything, or more where taps are left out, with ``skipping``, because they read padding
+    alone.
     """
     g = geometry
     width, first, products = TILE_VECTORS * lanes_of(panel), number * g[TAPS_AT_ONCE], products_of(g, channels)
     source += origins[number, 4] * like.itemsize
-    found, position = first_run, start
+    found = position = 0
     going = False
     for tap in range(first, first + taps):
         if counts[tap] == 0 and skipping:
@@ -223,7 +223,7 @@ def pack_panel(geometry, table, counts, origins, number, taps, source, channels,
         entry = tap * TILE_VECTORS * g[SLOTS]
         copy_tap(g[SPACING], g[LANE_STEP], source, g[SOURCE_CHANNEL], channels, table, entry, g[SLOTS], counts[tap], panel, position, like)
         position += products * width
-    return found - first_run
+    return found
 
 
 @kernel(forceinline=True)

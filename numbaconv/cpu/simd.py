@@ -19,7 +19,7 @@ from numba.extending import intrinsic
 
 from .target import target
 
-I1, I8, I32, I64 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64)
+I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 FLOATS = {"float32": ir.FloatType(), "float64": ir.DoubleType()}
 
 

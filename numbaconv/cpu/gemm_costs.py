@@ -1,0 +1,34 @@
+"""How an implicit GEMM's sum over K falls into blocks, and the constants of its cost model, in cycles."""
+
+from __future__ import annotations
+
+from .elements import Kind
+from .gemm import SPREAD
+from .target import target
+
+DEPTH = 192  # products of one K block: a panel then stays in the first-level cache
+
+# To table a tap of a panel, to begin to copy it, to copy a vector of one channel with its lanes 1, 2 or more cells apart, to multiply a
+# vector by one weight and add it, to load an operand, until a sum can be added to again, to store a tile, to turn a vector of sums.
+TABLE_CYCLES = 50.0
+COPY_START_CYCLES = 20.0
+COPY_CYCLES = {1: 2.5, 2: 4.0, 3: 26.0}
+PRODUCT_CYCLES = {"float32": 0.5, "float64": 0.5, "uint32": 0.5 if target().fused_pairs else 1.0, "int32": 1.4, "int64": 2.0}
+LOAD_CYCLES, LATENCY_CYCLES = 0.5, 4.0
+PREFETCHES = 2 if SPREAD else 0  # with each product
+STORE_CYCLES = 60.0
+TURN_CYCLES = 6.0
+PACKING_CYCLES, FAR_CYCLES = 6.0, 0.25  # a product, in divisions: to pack a vector of pixels, to read a row's weight from far away
+CYCLES_A_SECOND = 2.5e9
+
+
+def blocking(channels: int, kernel: int, kind: Kind) -> tuple[int, int]:
+    """Channels and taps of one K block, as even as they can be; more than one block of taps only for the channels of one product."""
+    taps, units, depth = max(kernel, 1), -(-channels // kind.together), DEPTH // kind.components
+    most = max(1, depth // taps)
+    return -(-units // -(-units // most)) * kind.together, -(-taps // -(-taps // depth))
+
+
+def tile_cycles(rows: int, vectors: int, product: float) -> float:
+    """Of one product of a tile: the multiply-adds, two loads or prefetches a cycle, or the latency of a short chain."""
+    return max(rows * vectors * product, (rows + vectors + PREFETCHES) * LOAD_CYCLES, LATENCY_CYCLES)

@@ -1,0 +1,119 @@
+"""How an implicit GEMM with turned roles falls into tasks, and what it costs."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ..axes import Line, Part, merged
+from .gemm import TILE_ROWS, TILE_VECTORS
+from .gemm_costs import LOAD_CYCLES, STORE_CYCLES, TURN_CYCLES, tile_cycles
+
+MOST_PIXELS = 512  # of a block, about
+MOST_ACROSS = 256  # pixels of a block in a row
+MOST_STAGED, MOST_BOX = 1 << 17, 1 << 17  # elements of a block's sums and of its box, unless one row needs more
+CELL_CYCLES, FAR_CYCLES = 6.0, 2.0  # to copy a vector of cells into the box, to read one of the weight from far away
+
+
+Lines = tuple[Line, ...]
+"""Of a part, in memory: depth, height and width."""
+
+
+def lines_of(part: Part, source_size: Sequence[int], source: Sequence[int], result: Sequence[int]) -> Lines:
+    """A part's lines in arrays whose axes have these strides, in elements."""
+    return tuple(
+        merged([
+            Line(n, s, axis.size, t * axis.stride, axis.step, axis.shifts) for axis, n, s, t in zip(part, source_size, source, result)
+        ])
+    )  # fmt: skip
+
+
+class Blocks(NamedTuple):
+    """How a part is cut into tasks: blocks of ``size`` pixels along each axis, ``counts`` of them, times ``splits`` shares of the rows.
+
+    spans : cells that a block's taps reach along each axis; cells : those of one channel's row in the box, so many that rows begin in
+    different sets of a cache.
+    """
+
+    size: tuple[int, ...]
+    counts: tuple[int, ...]
+    spans: tuple[int, ...]
+    cells: int
+    splits: int
+
+    @property
+    def pixels(self) -> int:
+        return math.prod(self.size)
+
+    @property
+    def box(self) -> int:
+        """Elements of the box for one channel."""
+        return self.spans[0] * self.spans[1] * self.cells
+
+
+@functools.cache
+def blocks(lines: Lines, channels: int, at_once: int, rows: int, lanes: int, members: int, threads: int) -> tuple[Blocks, float]:
+    """The blocks of a part with which the threads are done soonest, and the cycles that takes."""
+    kernel, row = math.prod(len(line.shifts) for line in lines), -(-rows // lanes) * lanes
+    reaches = [max(line.shifts, default=0) - min(line.shifts, default=0) + 1 for line in lines]
+    best: tuple[Blocks, float] | None = None
+    for size in _sizes([line.size for line in lines]):
+        counts = tuple(-(-line.size // cells) for line, cells in zip(lines, size))
+        spans = tuple((cells - 1) * line.step + reach for cells, line, reach in zip(size, lines, reaches))
+        found = Blocks(size, counts, spans, (-(-spans[2] // lanes) | 1) * lanes, 1)
+        if best and (found.pixels * row > MOST_STAGED or found.box * at_once > MOST_BOX):
+            continue
+        tasks = members * math.prod(counts)
+        for splits in range(1, 1 + (min(-(-row // lanes), max(1, 4 * threads // tasks)) if threads > 1 else 1)):
+            cycles = -(-tasks * splits // threads) * _cycles(found, lines, kernel, channels, at_once, rows, lanes, splits)
+            if best is None or cycles < best[1]:
+                best = found._replace(splits=splits), cycles
+    assert best
+    return best
+
+
+def _sizes(axes: Sequence[int]) -> list[tuple[int, ...]]:
+    """Sizes of blocks that may be taken, the smallest first: a row or an even piece of it, some rows, or whole planes."""
+    depth, height, width = axes
+    across = -(-width // -(-width // MOST_ACROSS))
+    found: list[tuple[int, ...]] = [(1, -(-height // n), across) for n in range(height, 0, -1)]
+    found += [(-(-depth // n), height, across) for n in range(depth - 1, 0, -1)]
+    return [size for i, size in enumerate(dict.fromkeys(found)) if i == 0 or math.prod(size) <= MOST_PIXELS]
+
+
+def _cycles(found: Blocks, lines: Lines, kernel: int, channels: int, at_once: int, rows: int, lanes: int, splits: int) -> float:
+    """Of one task."""
+    vectors, products, across = -(-rows // lanes), kernel * channels, found.size[2]
+    share, k_blocks = -(-vectors // splits), -(-channels // at_once)
+    tile_rows = found.size[0] * found.size[1]
+    met = [min(len(line.shifts) * cells, span) for line, cells, span in zip(lines, found.size, found.spans)]
+    copies = met[0] * met[1] * channels * -(-found.spans[2] // lanes) * CELL_CYCLES
+    multiply, tiles = 0.0, -(-across // TILE_ROWS)
+    for some in vector_tiles(share):
+        for tile in range(tiles):
+            pixels = across * (tile + 1) // tiles - across * tile // tiles
+            cycles = max(tile_cycles(pixels, some, 0.5), (pixels + some + 2) * LOAD_CYCLES)
+            multiply += tile_rows * (products * cycles + k_blocks * STORE_CYCLES)
+    return copies + multiply + share * (found.pixels * TURN_CYCLES + products * FAR_CYCLES)
+
+
+def vector_tiles(vectors: int) -> list[int]:
+    """Vectors of the tiles that so many fall into: see ``turned_worker``."""
+    found = []
+    while vectors:
+        found.append(min(vectors, TILE_VECTORS if vectors % 2 else 2))
+        vectors -= found[-1]
+    return found
+
+
+def workspace(lines: Lines, taps: int, at_once: int, rows: int, lanes: int, item: int) -> int:
+    """Upper bound of the bytes of one thread, whatever the blocks and however axes are merged."""
+    row = -(-rows // lanes) * lanes + lanes
+    reach = [max(line.shifts, default=0) - min(line.shifts, default=0) + 1 for line in lines]
+    cells = (MOST_ACROSS - 1) * lines[2].step + reach[2] + 2 * lanes
+    box = max(MOST_BOX, reach[0] * reach[1] * cells * at_once)
+    staged = max(MOST_STAGED, MOST_ACROSS * row) // row * (row + lanes)
+    pieces, runs = box // lanes * 24, MOST_PIXELS * (taps + 3) * 8
+    return (box + staged + 2 * lanes) * item + pieces + runs + taps * at_once * 8
