@@ -15,15 +15,20 @@ from ..axes import Axis, Part, axis_parts, cut_where_taps_change, pixel_count, t
 from ..problem import Problem
 from . import turned_shape
 from .elements import Kind, kind_of
-from .gemm import ROWS, TILE_ROWS, TILE_VECTORS
+from .gemm import LINE_BYTES, ROWS, TILE_ROWS, TILE_VECTORS
 from .gemm_costs import (
     COPY_CYCLES,
     COPY_START_CYCLES,
     CYCLES_A_SECOND,
     FAR_CYCLES,
+    GROUP_CYCLES,
+    LINE_CYCLES,
     PACKING_CYCLES,
+    PANEL_CYCLES,
+    PART_CYCLES,
     PRODUCT_CYCLES,
-    STORE_CYCLES,
+    ROW_CYCLES,
+    SCATTER_CYCLES,
     TABLE_CYCLES,
     blocking,
     tile_cycles,
@@ -34,7 +39,7 @@ MOST_PANELS = 16  # of a task
 FAR_BYTES = 1 << 20  # of a group's weight, from which on it does not stay near
 MOST_PARTS = 64  # of a transposed convolution
 MOST_PIECES, SHORTEST_PIECE = 5, 6  # of an axis that is cut; cells of one, on average
-WORTH_CUTTING, WORTH_TURNING = 0.9, 0.96  # share of the time that must be left
+WORTH_CUTTING = 0.9  # share of the time that must be left
 
 
 @dataclass(frozen=True)
@@ -113,8 +118,7 @@ class GemmShape:
         """
         if self.kind.components > 1 or self.kind.together > 1 or self.lanes % TILE_ROWS:
             return False
-        turned = sum(self._turned_cycles(part) for part in self.parts)
-        return turned < WORTH_TURNING * self.cycles(self.parts)
+        return sum(self._turned_cycles(part) for part in self.parts) < self.cycles(self.parts)
 
     def _turned_cycles(self, part: Part) -> float:
         p = self.problem
@@ -148,15 +152,21 @@ class GemmShape:
             vectors = -(-pixels // self.lanes)
             panels, products = -(-vectors // TILE_VECTORS), self.kind.products(self.channels) * taps
             blocks = -(-self.channels // blocking(self.channels, taps, self.kind)[0])  # of channels
-            copies = vectors * taps * self.channels * self.kind.components
-            copy = panels * taps * blocks * COPY_START_CYCLES + copies * COPY_CYCLES[min(part[2].step, 3)]
+            copies, step = vectors * taps * self.channels * self.kind.components, min(part[2].step, 3)
+            rows = 0.0 if part[2].size == self.problem.source_size[2] and len(part[2].taps) == 1 else (self.lanes - 1) / part[2].size
+            copy = panels * taps * blocks * COPY_START_CYCLES + copies * (COPY_CYCLES[step] + min(rows, self.lanes - 1) * ROW_CYCLES[step])
             tiles = self._tiles(self.rows, pixels)
             multiply = products * sum(tile_cycles(high, wide, PRODUCT_CYCLES[self.kind.sums.name]) * count for high, wide, count in tiles)
             if products * self.rows * self.kind.sums.itemsize > FAR_BYTES:
                 multiply += products * self.rows * FAR_CYCLES * -(-panels // MOST_PANELS)
-            store, met = sum(count for *_, count in tiles) * blocks * STORE_CYCLES, self._share_met(part)
-            cycles += self.problem.groups * met * (copy + multiply + store) + panels * taps * TABLE_CYCLES * self._tabled(part)
+            each = GROUP_CYCLES + panels * PANEL_CYCLES + self._share_met(part) * (copy + multiply) + self._store_cycles(pixels)
+            cycles += PART_CYCLES + self.problem.groups * each + panels * taps * TABLE_CYCLES * self._tabled(part)
         return cycles
+
+    def _store_cycles(self, pixels: int) -> float:
+        """To write the results of a group."""
+        results, between = self.rows * pixels, self.problem.transposed and self.problem.stride[2] > 1
+        return results * (self.kind.sums.itemsize / LINE_BYTES * LINE_CYCLES + between * SCATTER_CYCLES)
 
     def _tiles(self, rows: int, columns: int) -> list[tuple[int, int, int]]:
         """Rows, vectors and number of the tiles that a product of so many rows and columns takes."""

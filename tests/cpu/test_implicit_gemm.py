@@ -28,10 +28,10 @@ WIDTH = TILE_VECTORS * target().lanes("float32")
 
 # Dilated so far that pieces of the result leave taps out: in each rank, strided, and with taps that read padding alone everywhere.
 CUT = [
-    case("fwd", (192,), (3,), mb=2, ic=30, oc=33, p=64, d=64, b=1),
-    case("fwd", (41, 50), (3, 3), ic=6, oc=2 * 9, g=2, s=2, p=18, d=18, b=1, t="f64"),
-    case("fwd", (20, 22, 24), (2, 3, 3), ic=3, oc=9, p=(4, 8, 9), d=(8, 8, 9), b=1),
-    case("fwd", (30, 31), (5, 5), ic=3, oc=9, p=24, d=12, b=1),
+    case("fwd", (192,), (3,), mb=2, ic=60, oc=66, p=128, d=128, b=1),
+    case("fwd", (41, 50), (3, 3), ic=48, oc=2 * 72, g=2, s=2, p=18, d=18, b=1, t="f64"),
+    case("fwd", (20, 22, 24), (2, 3, 3), ic=9, oc=27, p=(4, 8, 9), d=(8, 8, 9), b=1),
+    case("fwd", (30, 31), (5, 5), ic=9, oc=27, p=24, d=12, b=1),
 ]
 
 # Few pixels and many rows of the weight: pixels are broadcast, and whole, half and single rows of a tile are left over.
