@@ -5,6 +5,9 @@ takes a few panels of pixels through the blocks of K, one after the other: it pa
 the weight with it, and packs the next into the same memory.  The order of the sum over K depends on channels and kernel alone:
 neither the batch, the threads, the layout nor the place of a pixel change the bits of a result.
 
+Where that takes less time, the roles of the two are turned: pixels are broadcast from a copy of the source's cells, and the rows of the
+weight are lanes (``turned_worker``).  The bits are the same.
+
 A complex convolution is a real one of the components: two rows of the weight a filter, two products a channel (``pack_weight.as_real``).
 
 Results whose dtype is not that of the sums, or whose pixels do not follow one another in memory, are staged: the sums of a task's
