@@ -202,8 +202,8 @@ class Layout:
 
     @property
     def numbers(self) -> int:
-        """Numbers of a task's tables: lines, copies, masks of tiles and of a line to be copied, bands."""
-        tables = self.groups_at_once * self.entries + 2 * self.copies + self.masks
+        """Numbers of a task's tables: lines, rows, copies, masks of tiles and of a line to be copied, bands."""
+        tables = self.groups_at_once * self.entries + len(self.remainders) * self.turns + 2 * self.copies + self.masks
         return tables + self.line // self.lanes + 3 * len(self.tile.heights)
 
     @cached_property

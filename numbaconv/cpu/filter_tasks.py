@@ -151,25 +151,29 @@ def _copy_rows(g, source, groups, origin, cells, low, high, copied, scratch, cop
 
 
 @kernel()
-def _point_lines(g, tables, source, groups, d, down, zeros, lines):  # type: ignore[no-untyped-def]
+def _point_lines(g, tables, source, groups, d, down, zeros, rows, lines):  # type: ignore[no-untyped-def]
     """lines[group, channel, plane, remainder, turn] = address of a source row's cell 0, or of zeros for a padded row.
 
-    ``source`` is the address of cell 0 of the first row of the first group.  Returns the highest address.
+    ``source`` is the address of cell 0 of the first row of the first group; ``rows`` is overwritten.  Returns the highest address.
     """
-    entry, highest, unit, step = 0, source, g[UNIT], g[SOURCE_STEP + 3]
-    low, size, met, mode = g[LOW + 1], g[SIZE + 1], g[MET + 1], g[MODE]
+    each, lowest = g[REMAINDERS] * g[TURNS], -(1 << 62)
+    farthest, highest = lowest, source
+    for remainder in range(g[REMAINDERS]):
+        position = down * g[ROW_STRIDE] + tables[g[REMAINDER_TABLE] + remainder]
+        for i in range(remainder * g[TURNS], (remainder + 1) * g[TURNS]):
+            row = _index_at(g, 1, position)
+            rows[i] = lowest if row == PADDING else row * g[SOURCE_STEP + 3]
+            farthest, position = max(farthest, rows[i]), position + g[UNIT]
     for k in range(g[PLANES]):
-        plane = _index_at(g, 0, d * g[DEPTH_STRIDE] + k * g[DEPTH_GAP])
+        plane, of_plane = _index_at(g, 0, d * g[DEPTH_STRIDE] + k * g[DEPTH_GAP]), lines[k * each : (k + 1) * each]
+        if plane == PADDING:
+            of_plane[:] = zeros
+            continue
         start = source + plane * g[SOURCE_STEP + 2]
-        for remainder in range(g[REMAINDERS]):
-            first = down * g[ROW_STRIDE] + tables[g[REMAINDER_TABLE] + remainder]
-            for turn in range(g[TURNS]):
-                position = first + turn * unit
-                row = _source_index(position - low, size, mode) if plane != PADDING and 0 <= position < met else PADDING
-                lines[entry] = zeros if row == PADDING else start + row * step
-                highest = max(highest, source if row == PADDING else lines[entry])
-                entry += 1
-    channel, more = g[SOURCE_STEP + 1], groups * g[SOURCES] - 1
+        highest = max(highest, start + farthest)
+        for i in range(each):
+            of_plane[i] = zeros if rows[i] == lowest else start + rows[i]
+    entry, channel, more = g[PLANES] * each, g[SOURCE_STEP + 1], groups * g[SOURCES] - 1
     for i in range(more * entry):
         lines[entry + i] = zeros if lines[i] == zeros else lines[i] + channel
     return highest + max(0, more * channel)
@@ -265,6 +269,7 @@ def _worker(source, result, geometry, tables, weight, bias, counter):  # type: i
     memory = memory[-address_of(memory) // weight.itemsize % spare :]
     lines_memory, copies_memory = np.empty(g[GROUPS_AT_ONCE] * g[ENTRIES], np.int64), np.empty(2 * g[COPIES], np.int64)
     masks_memory, bands_memory = np.empty(g[MASKS], np.int64), np.empty(3 * g[HEIGHTS], np.int64)
+    row_memory = np.empty(g[REMAINDERS] * g[TURNS], np.int64)
     copied_memory = np.empty(g[COLUMN_STRIDE] * g[PHASE_CELLS] // lanes, np.int64)
     stage_memory = np.empty(g[TILE_CHANNELS] * g[TILE_ROWS] * g[TILE_COLUMNS], weight.dtype)
     height = g[TILES] * g[TILE_ROWS] * g[SPACING]
@@ -288,7 +293,9 @@ def _worker(source, result, geometry, tables, weight, bias, counter):  # type: i
             _set_masks(g, low, high, columns, lanes, masks, copied)
         start = source + image * g[SOURCE_STEP] + first * g[SOURCES] * g[SOURCE_STEP + 1]
         if g[STRAIGHT]:
-            highest = _point_lines(g, table, start + origin * weight.itemsize, groups, d, down, address_of(scratch), lines)
+            highest = _point_lines(
+                g, table, start + origin * weight.itemsize, groups, d, down, address_of(scratch), borrowed(row_memory), lines
+            )
             # Lanes beyond the columns may read what follows a row, but not what follows the source.
             read = -(-columns // g[TILE_COLUMNS]) * g[TILE_COLUMNS] + g[COLUMN_REACH] - 1
             if highest + read * weight.itemsize <= source + g[SOURCE_END]:

