@@ -151,7 +151,9 @@ class GemmShape:
             taps, pixels = tap_count(part), pixel_count(part)
             vectors = -(-pixels // self.lanes)
             panels, products = -(-vectors // TILE_VECTORS), self.kind.products(self.channels) * taps
-            blocks = -(-self.channels // blocking(self.channels, taps, self.kind)[0])  # of channels
+            channels, at_once = blocking(self.channels, taps, self.kind)
+            blocks = -(-self.channels // channels)
+            tables = panels * taps * (blocks if at_once < taps else 1)  # made again for each block where one does not hold all taps
             copies, step = vectors * taps * self.channels * self.kind.components, min(part[2].step, 3)
             rows = 0.0 if part[2].size == self.problem.source_size[2] and len(part[2].taps) == 1 else (self.lanes - 1) / part[2].size
             copy = panels * taps * blocks * COPY_START_CYCLES + copies * (COPY_CYCLES[step] + min(rows, self.lanes - 1) * ROW_CYCLES[step])
@@ -160,7 +162,7 @@ class GemmShape:
             if products * self.rows * self.kind.sums.itemsize > FAR_BYTES:
                 multiply += products * self.rows * FAR_CYCLES * -(-panels // MOST_PANELS)
             each = GROUP_CYCLES + panels * PANEL_CYCLES + self._share_met(part) * (copy + multiply) + self._store_cycles(pixels)
-            cycles += PART_CYCLES + self.problem.groups * each + panels * taps * TABLE_CYCLES * self._tabled(part)
+            cycles += PART_CYCLES + self.problem.groups * each + tables * TABLE_CYCLES * self._tabled(part)
         return cycles
 
     def _store_cycles(self, pixels: int) -> float:

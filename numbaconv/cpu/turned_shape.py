@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 from ..axes import Line, Part, merged
 from .gemm import TILE_ROWS, TILE_VECTORS
-from .gemm_costs import LOAD_CYCLES, tile_cycles
+from .gemm_costs import DEPTH, LOAD_CYCLES, tile_cycles
 
 MOST_PIXELS = 512  # of a block, about
 MOST_ACROSS = 256  # pixels of a block in a row
 MOST_STAGED, MOST_BOX = 1 << 17, 1 << 17  # elements of a block's sums and of its box, unless one row needs more
-# Cycles: of a task; to copy a vector of cells into the box, to read one of the weight from far away, to begin and end a tile, to turn a
-# vector of sums.  Fitted to 90 layers beside those of panels.
-TASK_CYCLES, CELL_CYCLES, FAR_CYCLES, TILE_CYCLES, TURN_CYCLES = 6000.0, 12.0, 2.0, 90.0, 9.0
+# Cycles: of a task; to find whether a line takes a tap; to copy a vector of cells into the box, to read one of the weight from far away, to
+# begin and end a tile, to turn a vector of sums.  Fitted to 90 layers beside those of panels.
+TASK_CYCLES, TAP_CYCLES, CELL_CYCLES, FAR_CYCLES, TILE_CYCLES, TURN_CYCLES = 6000.0, 25.0, 12.0, 2.0, 90.0, 9.0
 
 
 Lines = tuple[Line, ...]
@@ -104,7 +104,8 @@ def _cycles(found: Blocks, lines: Lines, kernel: int, channels: int, at_once: in
             pixels = across * (tile + 1) // tiles - across * tile // tiles
             cycles = max(tile_cycles(pixels, some, 0.5), (pixels + some + 2) * LOAD_CYCLES)
             multiply += tile_rows * (products * cycles + k_blocks * TILE_CYCLES)
-    return TASK_CYCLES + copies + multiply + share * (found.pixels * TURN_CYCLES + products * FAR_CYCLES)
+    finds = tile_rows * kernel * TAP_CYCLES * (channels if kernel > DEPTH else 1)  # again for each channel where taps fill a K block
+    return TASK_CYCLES + finds + copies + multiply + share * (found.pixels * TURN_CYCLES + products * FAR_CYCLES)
 
 
 def vector_tiles(vectors: int) -> list[int]:
