@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..arguments import PADDING_MODES
 from ..arrays import ELEMENTS
-from ..axes import Line, Part, is_contiguous, merged, pixel_count, tap_count
+from ..axes import Line, Part, is_contiguous, pixel_count, tap_count
 from . import gemm_worker as panels
 from . import pack
 from . import turned_worker as turned
@@ -19,6 +19,7 @@ from .gemm import TILE_VECTORS
 from .gemm_costs import blocking
 from .gemm_shape import MOST_PANELS, GemmShape, division
 from .pack_tap import EVEN, SPREAD, UNIT
+from .turned_shape import lines_of
 
 PANELS_A_TASK = 8  # about; while they pass, one K block of the weight stays in the second-level cache
 
@@ -37,10 +38,8 @@ def _lines(shape: GemmShape, part: Part, source: tuple[int, ...], result: tuple[
     """A part's lines in arrays with these strides in bytes."""
     p = shape.problem
     item, result_item = (ELEMENTS[dtype].storage.itemsize for dtype in (p.dtype, p.out_dtype))
-    return merged([
-        Line(n, s // item, axis.size, t // result_item * axis.stride, axis.step, axis.shifts)
-        for axis, n, s, t in zip(part, p.source_size, source[2:], result[2:])
-    ])  # fmt: skip
+    strides = [s // item for s in source[2:]], [t // result_item for t in result[2:]]
+    return list(lines_of(part, p.source_size, *strides))
 
 
 def place_panels(

@@ -60,22 +60,9 @@ def work_turned(source, result, parts, shifts, weight, bias, skipping, counter):
         g = parts[part]
         task -= parts[part - 1, LAST_TASK] if part > 0 else 0
         _compute(
-            g,
-            shifts[g[SHIFTS] :],
-            weight,
-            bias,
-            source,
-            result + g[RESULT],
-            skipping,
-            task,
-            box,
-            staged,
-            offsets,
-            copies,
-            runs,
-            run_counts,
-            tabled,
-        )
+            g, shifts[g[SHIFTS] :], weight, bias, source, result + g[RESULT], skipping, task,
+            box, staged, offsets, copies, runs, run_counts, tabled,
+        )  # fmt: skip
 
 
 @kernel(forceinline=True)
