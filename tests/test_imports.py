@@ -31,6 +31,7 @@ LAYERS = """
     cpu/winograd_tables
     cpu/weight_fields
     cpu/weight_bands cpu/weight_groups cpu/weight_stores
+    cpu/weight_channels
     cpu/calls cpu/depthwise_tasks cpu/direct_weight cpu/gemm_worker cpu/fft_layout cpu/filter_layout cpu/weight_kernels cpu/winograd_weight
     cpu/winograd_kernels
     cpu/weight_blocking

@@ -31,6 +31,15 @@ SOURCE_BASE, SOURCE_STEP, RESULT_BASE, RESULT_STEP, OTHER_BASE, OTHER_STEP, FIEL
 index_of = kernel()(source_index)
 
 
+def range_inside(first: int, stride: int, count: int, size: int) -> tuple[int, int]:
+    """Range [low, high) of those out of ``count`` cells, ``stride`` apart from ``first`` on, that lie inside a row of so many."""
+    low = min(count, max(0, -(first // stride)))
+    return low, max(low, min(count, (size - 1 - first) // stride + 1))
+
+
+inside = kernel()(range_inside)
+
+
 @kernel()
 def meets(geometry, axis, position, tap):  # type: ignore[no-untyped-def]
     """Source index along an axis that a tap of a result position meets; PADDING for a padded zero, NOTHING for no cell."""
@@ -57,14 +66,13 @@ def gather(source, base, geometry, start, trimmed, segments, missing, line):  # 
     for s in range(segments.shape[0]):
         first, length = origin + segments[s, 0], segments[s, 2] - trimmed
         part = line[segments[s, 1] : segments[s, 1] + length]
-        low = min(length, max(0, -(first // stride)))  # cells [low, high) lie inside the row
-        high = max(low, min(length, (size - 1 - first) // stride + 1))
+        low, high = inside(first, stride, length, size)
         if missing:
             low = high = length
         if step * stride == 1:
-            inside, target = source[base + first + low : base + first + high], part[low:high]
+            there, target = source[base + first + low : base + first + high], part[low:high]
             for q in range(high - low):
-                target[q] = halves.widen(inside[q], kind)
+                target[q] = halves.widen(there[q], kind)
         else:
             for q in range(low, high):
                 part[q] = halves.widen(source[base + (first + q * stride) * step], kind)

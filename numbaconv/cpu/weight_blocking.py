@@ -9,7 +9,7 @@ import numpy as np
 
 from ..problem import Problem, Triple
 from .gemm import TILE_ROWS, TILE_VECTORS
-from .rows import axis_segments
+from .rows import axis_segments, range_inside
 from .target import target
 from .weight_bands import BAND_TILES, bands
 from .weight_fields import CHANNEL_LANES, GROUP_LANES, ROW_BANDS
@@ -35,6 +35,7 @@ VECTOR_CYCLES = 4.0
 TRANSPOSE_CYCLES = 5.0
 GROUP_CYCLES = 9.0  # of transposing one where lanes are groups, whose planes lie far apart
 TILE_CYCLES = 40.0
+ROW_CYCLES = 4.0
 BLOCK_CYCLES = 300.0
 CYCLES_A_SECOND = 2.5e9
 
@@ -45,18 +46,22 @@ class Blocking:
 
     kind : CHANNEL_LANES, ROW_BANDS or the number of a dot tile
     strips : number of strips along each axis; box : output pixels of the largest along each
-    channels, filters, groups : of the largest block, which is cut between ``unit`` filters; channel_blocks, filter_blocks : in a group
+    apart : of how many taps of a kernel the tiles are apart, whose rows then are channels: of all, or 1
+    channels, filters, groups : of the largest block, which is cut between units of channels and filters
+    channel_blocks, filter_blocks : in a group
     sums_step, group_sums : elements of a row of a block's sums, and of all sums of a group in it
     scratch, panel : elements of a task's copies
     seconds : estimated time of one image on one thread
     """
 
     kind: int
+    apart: int
     strips: Triple
     box: Triple
     channels: int
+    channel_unit: int
     filters: int
-    unit: int
+    filter_unit: int
     groups: int
     channel_blocks: int
     filter_blocks: int
@@ -67,17 +72,20 @@ class Blocking:
     seconds: float
 
 
-def kinds(p: Problem) -> list[int]:
-    """The kinds of lanes that a problem may have."""
-    found = [CHANNEL_LANES, 1] if p.out_per_group > 1 else [CHANNEL_LANES, 0, ROW_BANDS]
+def kinds(p: Problem) -> list[tuple[int, bool]]:
+    """The kinds of lanes that a problem may have, and whether its taps are apart."""
+    found = [(CHANNEL_LANES, False), (1, False)] if p.out_per_group > 1 else [(kind, False) for kind in (CHANNEL_LANES, 0, ROW_BANDS)]
+    if p.padding_mode == "zeros" and any(map(any, p.padding)) and p.taps > 1:
+        found.append((CHANNEL_LANES, True))
     zeros = p.padding_mode == "zeros" or not any(map(any, p.padding))
     few = p.in_per_group * p.out_per_group <= MOST_PAIRS and 2 * p.groups >= target().lanes(p.dtype)
-    return [*found, GROUP_LANES] if zeros and few else found
+    return [*found, (GROUP_LANES, False)] if zeros and few else found
 
 
-def blocking(p: Problem, kind: int) -> Blocking:
+def blocking(p: Problem, kind: int, apart: bool = False) -> Blocking:
     if kind == GROUP_LANES:
         return _blocking_of_groups(p)
+    own = p.taps if apart else 1
     lanes, item = target().lanes(p.dtype), np.dtype(p.dtype).itemsize
     strips, box = cut(p.out_size, {CHANNEL_LANES: CHANNEL_PIXELS, ROW_BANDS: BAND_PIXELS}.get(kind, PIXEL_PIXELS))
     planes, lines, columns = (cells(p, axis, box[axis], lanes) for axis in range(3))
@@ -92,18 +100,22 @@ def blocking(p: Problem, kind: int) -> Blocking:
     padded = -(-filters // across) * across
     most = min(SUMS_BYTES // (padded * p.taps * item), SCRATCH_BYTES // (channel * item))
     wanted = -(-FEW_TASKS // (p.groups * -(-p.out_per_group // filters) * most_shares(p)))
-    parts = max(-(-p.in_per_group // max(1, most)), min(wanted, p.in_per_group, p.in_per_group * p.taps // LEAST_TAPS))
-    channels = -(-p.in_per_group // parts)
-    taps = -(-channels * p.taps // down) * down
+    unit = down if own > 1 else 1
+    units = -(-p.in_per_group // unit)
+    parts = max(-(-units // max(1, (most + unit // 2) // unit)), min(wanted, units, p.in_per_group * p.taps // LEAST_TAPS))
+    parts = -(-units // -(-units // parts))
+    channels = min(-(-units // parts) * unit, p.in_per_group)
+    taps = up(channels * p.taps // own, down) * own
     step, rows = (padded, taps) if kind == CHANNEL_LANES else (taps, padded)
     blocks = parts, -(-p.out_per_group // filters)
     panel = padded * math.prod(box) if kind == CHANNEL_LANES else filters * box[0] * box[1] * up(box[2], lanes)
-    cycles = _strip_cycles(p, kind, box, channels, filters, planes * lines, columns) * math.prod(blocks) + BLOCK_CYCLES
+    cycles = _strip_cycles(p, kind, own, box, channels, filters, planes * lines, columns) * math.prod(blocks) + BLOCK_CYCLES
     seconds = p.groups * math.prod(strips) * cycles / CYCLES_A_SECOND
     groups = -(-p.groups // min(TASKS, math.ceil(seconds / BLOCK_SECONDS))) if blocks == (1, 1) else 1
     return Blocking(
-        kind, strips, box, channels, filters, across, groups, *blocks, step, step * rows, channels * channel + lanes, panel + lanes, seconds
-    )
+        kind, own, strips, box, channels, unit, filters, across, groups, *blocks, step, step * rows, channels * channel + lanes,
+        panel + lanes, seconds,
+    )  # fmt: skip
 
 
 def _blocking_of_groups(p: Problem) -> Blocking:
@@ -120,8 +132,9 @@ def _blocking_of_groups(p: Problem) -> Blocking:
     groups = -(-parts // min(TASKS, math.ceil(seconds / BLOCK_SECONDS))) * lanes
     scratch, panel = p.in_per_group * planes * plane * lanes + lanes, (pixels + 1) * lanes
     return Blocking(
-        GROUP_LANES, strips, box, p.in_per_group, p.out_per_group, 1, groups, 1, 1, step, step * p.out_per_group, scratch, panel, seconds
-    )
+        GROUP_LANES, 1, strips, box, p.in_per_group, 1, p.out_per_group, 1, groups, 1, 1, step, step * p.out_per_group, scratch, panel,
+        seconds,
+    )  # fmt: skip
 
 
 def window(p: Problem, box: Triple) -> int:
@@ -161,7 +174,16 @@ def cells(p: Problem, axis: int, tile: int, lanes: int) -> int:
     return up(place + up(length, lanes), lanes) if axis == 2 else place + length
 
 
-def _strip_cycles(p: Problem, kind: int, box: Triple, channels: int, filters: int, lines: int, columns: int) -> float:
+def met(p: Problem) -> float:
+    """The part of all pairs of taps and output pixels that meet a cell of the input."""
+    part = 1.0
+    for out, size, kernel, stride, dilation, (low, _) in zip(p.out_size, p.in_size, p.kernel, p.stride, p.dilation, p.padding):
+        ranges = [range_inside(tap * dilation - low, stride, out, size) for tap in range(kernel)]
+        part *= sum(high - low for low, high in ranges) / (out * kernel)
+    return part
+
+
+def _strip_cycles(p: Problem, kind: int, apart: int, box: Triple, channels: int, filters: int, lines: int, columns: int) -> float:
     """Estimated cycles of one strip in one block: copies, then tiles."""
     lanes = target().lanes(p.dtype)
     pixels, taps = math.prod(box), channels * p.taps
@@ -173,7 +195,11 @@ def _strip_cycles(p: Problem, kind: int, box: Triple, channels: int, filters: in
         copies += vectors * up(pixels, lanes) * TRANSPOSE_CYCLES
         panels = -(-vectors // TILE_VECTORS)
         pixel = TILE_ROWS * vectors / 2 + (panels if vectors == panels else 0)
-        return copies + -(-taps // TILE_ROWS) * (pixels * pixel + panels * TILE_CYCLES)
+        tiles = -(-taps // apart // TILE_ROWS) * apart
+        if apart > 1:
+            copies = vectors * (up(pixels, lanes) * TRANSPOSE_CYCLES + pixels) + p.taps * box[0] * box[1] * ROW_CYCLES
+            pixel *= met(p)
+        return copies + tiles * (pixels * pixel + panels * (TILE_CYCLES + box[0] * box[1] * ROW_CYCLES))
     across, down = DOT_TILES[kind]
     vectors = box[0] * box[1] * -(-box[2] // lanes)
     vector = max(across * down / 2, across + down) + 2

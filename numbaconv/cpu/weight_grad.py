@@ -8,6 +8,10 @@ channels where there are enough of them in a group, and neighbouring pixels wher
 channel a group, kernel rows may be taken together (see ``weight_bands``); with few channels in many groups, lanes are groups (see
 ``weight_groups``).
 
+With padding by zeros, lanes of output channels and enough input channels, a tile's rows are input channels at one tap, and the products
+of output gradients that are all finite with padded zeros are left out; of a panel of others they are added.  Nothing outside the input
+is read then, so that it is read in place.
+
 Copies convert elements to the dtype of the sums, so that halves and narrow integers cost no more than copies.  Each component of a
 complex dW is the real gradient of twice as many images: of the real parts of all, and of their imaginary parts.
 
@@ -105,7 +109,7 @@ class WeightGemmSetup:
 
     @cached_property
     def blocking(self) -> Blocking:
-        return min((blocking(self.cut, kind) for kind in kinds(self.cut)), key=lambda b: b.seconds)
+        return min((blocking(self.cut, *kind) for kind in kinds(self.cut)), key=lambda b: b.seconds)
 
     @cached_property
     def seconds(self) -> float:
@@ -128,7 +132,10 @@ class WeightGemmSetup:
         p, b = self.cut, self.blocking
         item = np.dtype(p.dtype).itemsize
         sums = b.groups * b.group_sums
-        tables = b.channels * p.taps + b.filters + 3 * (b.scratch // self._row + 1) + 2 * math.prod(b.box[:2]) + TABLE + 192 + self._window
+        rows = math.prod(b.box[:2])
+        levels = math.prod(p.kernel[:2]) if b.apart > 1 else 0
+        tables = (b.channels + 16) * p.taps + b.filters + 3 * (b.scratch // self._row + 1) + 3 * rows + TABLE + 192 + self._window
+        tables += 2 * (levels + 1) * (rows + 1) + 2 * p.kernel[2]
         each = (b.scratch + b.panel + 2 * sums) * item + tables * 8
         shares = max(1, self._shares)
         return most_threads() * each + (shares * self.blocks * sums * item if shares > 1 else 0) + 2 * ALIGNMENT + k.FIELDS * 8
@@ -170,7 +177,8 @@ class WeightGemmSetup:
             places += band
         lines = cells(p, 1, b.box[1], lanes)
         g[k.MODE], g[k.GROUPS], g[k.CHANNELS], g[k.FILTERS] = PADDING_MODES.index(p.padding_mode), p.groups, p.in_per_group, p.out_per_group
-        g[k.CHANNEL_BLOCK], g[k.FILTER_BLOCK], g[k.FILTER_UNIT], g[k.GROUP_BLOCK] = b.channels, b.filters, b.unit, b.groups
+        g[k.CHANNEL_BLOCK], g[k.FILTER_BLOCK], g[k.GROUP_BLOCK] = b.channels, b.filters, b.groups
+        g[k.CHANNEL_UNIT], g[k.FILTER_UNIT], g[k.TAPS_APART] = b.channel_unit, b.filter_unit, b.apart
         g[k.CHANNEL_BLOCKS], g[k.FILTER_BLOCKS], g[k.BLOCKS], g[k.KIND] = b.channel_blocks, b.filter_blocks, self.blocks, b.kind
         g[k.ROW], g[k.PLANE] = self._row, lines * self._row + (lanes if self._grouped else 0)
         g[k.CHANNEL], g[k.WINDOW] = cells(p, 0, b.box[0], lanes) * g[k.PLANE], self._window
@@ -216,7 +224,7 @@ class WeightGemmSetup:
             g[field + 1 : field + 6] = [step // size for step in strides]
         (d, h, w), (_, height, width) = g[k.GRAD + 3 : k.GRAD + 6].tolist(), p.out_size
         as_summed, unpadded = g[k.LOADED] == NUMBERS[p.dtype], not any(map(any, p.padding))
-        side_by_side, masked = g[k.SOURCE + 5] * p.stride[2] == 1, b.kind == k.ROW_BANDS and p.padding_mode == "zeros"
+        side_by_side, masked = g[k.SOURCE + 5] * p.stride[2] == 1, b.apart > 1 or (b.kind == k.ROW_BANDS and p.padding_mode == "zeros")
         g[k.IN_PLACE] = as_summed and not self._grouped and (unpadded or masked) and (b.kind == k.CHANNEL_LANES or side_by_side)
         g[k.GRAD_IN_PLACE] = as_summed and w == 1
         g[k.GRAD_MERGES] = b.strips[2] == 1 and (b.box[1] == 1 or h == width * w) and (b.box[0] == 1 or d == height * width * w)

@@ -13,6 +13,7 @@ from numba.extending import intrinsic
 
 from .compile import kernel
 from .copies import spread
+from .rows import inside
 from .simd import Vectors, data_pointer, int64, lanes_of
 
 # isort: off
@@ -31,7 +32,7 @@ def group_tile(typingctx, cells, offsets, first, starts, row_count, columns, pan
     """Store one tile of a weight gradient, or add it where ``accumulate`` is true.
 
     sums[at + t * lanes + l] (+)= sum over rows j < row_count, columns q < columns of
-        cells[offsets[first + t] + starts[j] + q * lanes + l] * panel[(j * columns + q) * lanes + l]
+        cells[offsets[first + t] + starts[2 * j] + q * lanes + l] * panel[(starts[2 * j + 1] + q) * lanes + l]
 
     for t < GROUP_TILE and l < lanes.  cells, panel, sums : one-dimensional contiguous arrays of one dtype; offsets, starts : int64 arrays.
     """
@@ -53,7 +54,7 @@ def _emit_group_tile(context: Any, builder: Any, signature: Any, arguments: Any)
         return [v.multiply_add(grad, v.load(v.at(tap, cell)), total) for tap, total in zip(taps, totals)]
 
     panel, sums = element(6, int64(0)), element(7, at)
-    totals = pixel_loops(v, element(3, int64(0)), row_count, columns, int64(v.lanes), panel, v.lanes, GROUP_TILE, multiply)
+    totals = pixel_loops(v, element(3, int64(0)), row_count, int64(0), columns, int64(v.lanes), panel, v.lanes, GROUP_TILE, multiply)
     places = [v.at(sums, t * v.lanes) for t in range(GROUP_TILE)]
     with b.if_else(accumulate) as (add, start):
         with add:
@@ -109,8 +110,8 @@ def _stretch(g, axis, segments, s, start, count):  # type: ignore[no-untyped-def
     """Of a segment's cells for ``count`` outputs from ``start`` on: input index of the first, the range inside the input, all."""
     stride = g[STRIDE + axis]
     first, length = start * stride - g[PAD + axis] + segments[s, 0], segments[s, 2] - g[BOX + axis] + count
-    low = min(length, max(0, -(first // stride)))
-    return first, low, max(low, min(length, (g[IN + axis] - 1 - first) // stride + 1)), length
+    low, high = inside(first, stride, length, g[IN + axis])
+    return first, low, high, length
 
 
 @kernel()

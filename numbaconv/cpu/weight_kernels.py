@@ -8,10 +8,9 @@ import numpy as np
 
 from ..padding import PADDING
 from .compile import kernel
-from .copies import copy_lines, transpose
+from .copies import copy_lines
 from .elements import load_stored
-from .gemm import TILE_ROWS, TILE_VECTORS
-from .rows import index_of
+from .rows import index_of, inside
 from .simd import address_of, borrowed, lanes_of
 from .threads import next_task
 from .weight_bands import TABLE, add_bands
@@ -19,26 +18,27 @@ from .weight_bands import TABLE, add_bands
 # isort: off
 from .weight_fields import (
     BLOCKS, BOX, CHANNEL, CHANNELS, CHANNEL_BLOCK, CHANNEL_LANES, COMPONENTS, DILATION, FILTERS, FILTER_BLOCK, FILTER_BLOCKS, GRAD,
-    GRAD_IN_PLACE, GRAD_MERGES, GRAD_ROW, GROUPS, GROUP_BLOCK, GROUP_LANES, GROUP_SUMS, IMAGES, IN, IN_PLACE, ITEM, KERNEL, KIND, LOADED,
+    GRAD_IN_PLACE, GRAD_ROW, GROUPS, GROUP_BLOCK, GROUP_LANES, GROUP_SUMS, IMAGES, IN, IN_PLACE, ITEM, KERNEL, KIND, LOADED,
     MODE, NEGATED, OUT, PAD, PANEL, PLANE, RESULT, RESULT_ITEM, RESULT_TAP, ROW, ROW_BANDS, SCRATCH, SEGMENTS, SHARES, SOURCE, STRIDE,
-    STRIPS, SUMS_STEP, WINDOW,
+    STRIPS, SUMS_STEP, TAPS_APART, WINDOW,
 )  # fmt: skip
 
 # isort: on
+from .weight_channels import SPARE, add_channel_lanes, find_met, negate, pack_vector
 from .weight_groups import GROUP_TILE, clear_padding, copy_groups, group_tile, place_window
-from .weight_stores import address_of_block, block_of, component_of, store_block, store_taps
-from .weight_tiles import AHEAD, DOT_TILES, add_channel_tile, dot_tile
+from .weight_stores import address_of_block, block_of, component_of, store_block
+from .weight_tiles import DOT_TILES, dot_tile
 
 RUN = 64  # strips
 ALIGNMENT = 64
-SPARE = TILE_ROWS + AHEAD  # more than the sides of dot tiles
 
 
 class Work(NamedTuple):
     """Workspace of one thread.
 
     scratch : cells of the input; panel : output gradients; sums : of a block of dW, (groups, taps, filters) or (groups, filters, taps)
-    cells, grads : offsets of what a tile's rows read; lines, grad_lines : rows to be copied; starts : of the rows of output pixels
+    cells, grads : offsets of what a tile's rows read; lines, grad_lines : rows to be copied; starts : of the rows of output pixels, of all
+    and then of those that each tap meets inside the input; met : first and number of those rows, and of columns
     table, found : of a band of kernel rows, and its sums; window : where input cells go if lanes are groups
     """
 
@@ -50,6 +50,7 @@ class Work(NamedTuple):
     lines: Any
     grad_lines: Any
     starts: Any
+    met: Any
     table: Any
     found: Any
     window: Any
@@ -63,9 +64,10 @@ def worker(geometry, segments, places, partial, counter):  # type: ignore[no-unt
     size = g[GROUP_BLOCK] * g[GROUP_SUMS]
     scratch, panel = _aligned(g[SCRATCH], partial), _aligned(g[PANEL], partial)
     sums, totals = _aligned(0 if g[SHARES] > 1 else size, partial), _aligned(size, partial)
-    cells, grads = np.empty(g[CHANNEL_BLOCK] * taps + SPARE, np.int64), np.empty(g[FILTER_BLOCK] + SPARE, np.int64)
-    lines, grad_lines = np.empty((g[SCRATCH] // g[ROW] + 1, 3), np.int64), np.empty((g[BOX] * g[BOX + 1], 3), np.int64)
-    starts = np.empty(2 * g[BOX] * g[BOX + 1], np.int64)
+    rows, levels = g[BOX] * g[BOX + 1], g[KERNEL] * g[KERNEL + 1] if g[TAPS_APART] > 1 else 0
+    cells, grads = np.empty((g[CHANNEL_BLOCK] + SPARE) * taps, np.int64), np.empty(g[FILTER_BLOCK] + SPARE, np.int64)
+    lines, grad_lines = np.empty((g[SCRATCH] // g[ROW] + 1, 3), np.int64), np.empty((rows, 3), np.int64)
+    starts, met = np.empty((levels + 1) * rows * 2, np.int64), np.empty((levels + g[KERNEL + 2] + 2, 2), np.int64)
     window = np.empty(g[WINDOW], np.int64)
     table, found = np.empty(TABLE, np.int64), np.empty(ALIGNMENT, partial.dtype)
     if g[FILTERS] % (g[FILTER_BLOCKS] * lanes_of(panel)) != 0:
@@ -79,7 +81,7 @@ def worker(geometry, segments, places, partial, counter):  # type: ignore[no-unt
         own = partial[task * size : (task + 1) * size] if g[SHARES] > 1 else sums
         work = Work(
             borrowed(scratch), borrowed(panel), borrowed(own), borrowed(cells), borrowed(grads), borrowed(lines), borrowed(grad_lines),
-            borrowed(starts), borrowed(table), borrowed(found), borrowed(window),
+            borrowed(starts), borrowed(met), borrowed(table), borrowed(found), borrowed(window),
         )  # fmt: skip
         _sum_block(borrowed(geometry), task, borrowed(segments), borrowed(places), work, borrowed(totals))
 
@@ -140,22 +142,26 @@ def _add(totals, more):  # type: ignore[no-untyped-def]
 
 @kernel()
 def _place_cells(g, block, places, cells):  # type: ignore[no-untyped-def]
-    """Offsets (elements) of what the taps of a block's channels read for a strip's first pixel; the last one is repeated to fill tiles."""
-    channels = block_of(g, block)[5]
+    """Offsets (elements) of what the taps of a block's channels read for a strip's first pixel, one channel after the other, or one tap
+    after the other where those are apart; the last one is repeated to fill tiles.
+    """
+    channels, apart = block_of(g, block)[5], g[TAPS_APART]
     kd, kh, kw = g[KERNEL], g[KERNEL + 1], g[KERNEL + 2]
-    r = 0
+    rows, r = channels * kd * kh * kw // apart, 0
     for c in range(channels):
         for i in range(kd):
             for j in range(kh):
                 for k in range(kw):
                     if g[IN_PLACE]:
-                        cells[r] = c * g[SOURCE + 2] + i * g[DILATION] * g[SOURCE + 3]
-                        cells[r] += j * g[DILATION + 1] * g[SOURCE + 4] + k * g[DILATION + 2] * g[SOURCE + 5]
+                        offset = c * g[SOURCE + 2] + i * g[DILATION] * g[SOURCE + 3]
+                        offset += j * g[DILATION + 1] * g[SOURCE + 4] + k * g[DILATION + 2] * g[SOURCE + 5]
                     else:
-                        cells[r] = c * g[CHANNEL] + places[i] * g[PLANE] + places[kd + j] * g[ROW] + places[kd + kh + k]
+                        offset = c * g[CHANNEL] + places[i] * g[PLANE] + places[kd + j] * g[ROW] + places[kd + kh + k]
+                    cells[r % apart * (rows + SPARE) + r // apart] = offset
                     r += 1
-    for spare in range(r, r + SPARE):
-        cells[spare] = cells[r - 1]
+    for tap in range(apart):
+        end = tap * (rows + SPARE) + rows
+        cells[end : end + SPARE] = cells[end - 1]
 
 
 # ---- strips ------------------------------------------------------------------------------------------------------------
@@ -173,7 +179,9 @@ def _add_strip(g, block, strip, accumulate, final, segments, places, work):  # t
     columns = g[OUT + 2] * (w + 1) // g[STRIPS + 2] - w0
     found = 0 if g[IN_PLACE] else _find_lines(g, segments, d0, h0, planes, rows, work.lines)
     if g[KIND] != ROW_BANDS or not g[GRAD_IN_PLACE]:
-        _find_starts(g, planes, rows, work)
+        _find_starts(g, planes, rows, columns, work)
+    if g[TAPS_APART] > 1:
+        find_met(g, (d0, h0, w0), planes, rows, columns, work)
     grad_strip = image * g[GRAD + 1] + d0 * g[GRAD + 3] + h0 * g[GRAD + 4] + w0 * g[GRAD + 5] + (part ^ component)
     negated = component == 1 and part == g[NEGATED]
     result = address_of_block(g, block) if final else 0
@@ -186,8 +194,8 @@ def _add_strip(g, block, strip, accumulate, final, segments, places, work):  # t
     for group in range(first_group, last_group):
         source = g[SOURCE] + (image * g[SOURCE + 1] + (group * g[CHANNELS] + channel) * g[SOURCE + 2] + part) * item
         if g[IN_PLACE] and g[KIND] != ROW_BANDS:
-            corner = d0 * g[STRIDE] * g[SOURCE + 3] + h0 * g[STRIDE + 1] * g[SOURCE + 4] + w0 * g[STRIDE + 2] * g[SOURCE + 5]
-            source += corner * item
+            corner = (d0 * g[STRIDE] - g[PAD]) * g[SOURCE + 3] + (h0 * g[STRIDE + 1] - g[PAD + 1]) * g[SOURCE + 4]
+            source += (corner + (w0 * g[STRIDE + 2] - g[PAD + 2]) * g[SOURCE + 5]) * item
         elif not g[IN_PLACE]:
             _copy_cells(g, segments, work.lines, found, source, channels, w0, columns, work.scratch)
             source = address_of(work.scratch)
@@ -195,7 +203,7 @@ def _add_strip(g, block, strip, accumulate, final, segments, places, work):  # t
         at = (group - first_group) * g[GROUP_SUMS]
         taps = channels * g[KERNEL] * g[KERNEL + 1] * g[KERNEL + 2]
         if g[KIND] == CHANNEL_LANES:
-            _add_channel_lanes(g, grad, negated, filters, planes, rows, columns, source, taps, at, accumulate, result, work)
+            add_channel_lanes(g, grad, negated, filters, planes, rows, columns, source, taps, at, accumulate, result, work)
             if final:
                 result += g[FILTERS] * g[RESULT + 1] * g[RESULT_ITEM]
         else:
@@ -226,7 +234,7 @@ def _find_lines(g, segments, d0, h0, planes, rows, lines):  # type: ignore[no-un
 
 
 @kernel()
-def _find_starts(g, planes, rows, work):  # type: ignore[no-untyped-def]
+def _find_starts(g, planes, rows, columns, work):  # type: ignore[no-untyped-def]
     """Where each row of output pixels starts, relative to the strip's first: in the source or its scratch, or pairs of both operands."""
     j = 0
     for d in range(planes):
@@ -236,7 +244,7 @@ def _find_starts(g, planes, rows, work):  # type: ignore[no-untyped-def]
             else:
                 source = d * g[PLANE] + h * g[ROW]
             if g[KIND] == CHANNEL_LANES or g[KIND] == GROUP_LANES:
-                work.starts[j] = source
+                work.starts[2 * j], work.starts[2 * j + 1] = source, j * columns
             else:
                 work.grad_lines[j, 0], work.grad_lines[j, 1], work.grad_lines[j, 2] = d * g[GRAD + 3] + h * g[GRAD + 4], j * g[GRAD_ROW], 0
                 work.starts[2 * j] = work.grad_lines[j, 0 if g[GRAD_IN_PLACE] else 1]
@@ -250,8 +258,7 @@ def _copy_cells(g, segments, lines, found, source, channels, w0, columns, scratc
     across, step = g[SOURCE + 5], g[STRIDE + 2]
     for s in range(g[SEGMENTS + 2], len(segments)):
         first, length = w0 * step - g[PAD + 2] + segments[s, 0], segments[s, 2] - g[BOX + 2] + columns
-        low = min(length, max(0, -(first // step)))  # cells [low, high) lie inside the row
-        high = max(low, min(length, (g[IN + 2] - 1 - first) // step + 1))
+        low, high = inside(first, step, length, g[IN + 2])
         for c in range(channels):
             start = source + (c * g[SOURCE + 2] + first * across) * g[ITEM]
             copy_lines(start, g[LOADED], step * across, low, high, length, lines, found, scratch, c * g[CHANNEL] + segments[s, 1])
@@ -272,59 +279,6 @@ def _copy_edges(g, lines, found, start, first, low, high, length, scratch, posit
 
 # ---- products of a strip -----------------------------------------------------------------------------------------------
 @kernel(forceinline=True)
-def _add_channel_lanes(g, grad, negated, filters, planes, rows, columns, source, taps, at, accumulate, result, work):  # type: ignore[no-untyped-def]
-    """Add a strip's products to sums[at:], (taps, filters): the taps of some channels are rows of tiles, filters their lanes.
-
-    Where ``result`` is the address of the block in dW and not 0, the sums are written there, between the products: memory is slow.
-    """
-    panel, sums = work.panel, work.sums
-    lanes = lanes_of(sums)
-    step = g[STRIDE + 2] * g[SOURCE + 5] if g[IN_PLACE] else 1
-    vectors = -(-filters // lanes)
-    panels = -(-vectors // TILE_VECTORS)
-    for p in range(panels):
-        first, last = vectors * p // panels, vectors * (p + 1) // panels
-        for vector in range(first, last):
-            some = min(lanes, filters - vector * lanes)
-            address = grad + vector * lanes * g[GRAD + 2] * g[ITEM]
-            _pack_vector(g, address, g[GRAD + 2], some, planes, rows, columns, panel, (vector - first) * lanes, (last - first) * lanes)
-        if negated:
-            _negate(panel, planes * rows * columns * (last - first) * lanes)
-        stored = 0
-        for r in range(0, taps, TILE_ROWS):
-            place, ahead = at + r * g[SUMS_STEP] + first * lanes, r + TILE_ROWS if p == 0 and g[IN_PLACE] else r
-            add_channel_tile(
-                source, work.cells, r, ahead, work.starts, planes * rows, columns, step, panel, last - first, sums, place, g[SUMS_STEP],
-                accumulate,
-            )  # fmt: skip
-            while result != 0 and stored < min(r + TILE_ROWS, taps) and (stored + lanes <= r + TILE_ROWS or taps <= r + TILE_ROWS):
-                some = min(lanes, taps - stored)
-                store_taps(g, sums, at, stored, some, first * lanes, min(last * lanes, filters), result)
-                stored += some
-
-
-@kernel()
-def _pack_vector(g, grad, step, filters, planes, rows, columns, panel, lane, width):  # type: ignore[no-untyped-def]
-    """Write the output gradients of one vector of filters, ``step`` elements apart, as panel[pixel * width + lane + filter]."""
-    item, across, lanes = g[ITEM], g[GRAD + 5], lanes_of(panel)
-    if g[GRAD_MERGES]:
-        planes, rows, columns = 1, 1, planes * rows * columns
-    for d in range(planes):
-        for h in range(rows):
-            row = grad + (d * g[GRAD + 3] + h * g[GRAD + 4]) * item
-            pixel = (d * rows + h) * columns
-            for q in range(0, columns, lanes):
-                source, target = row + q * across * item, address_of(panel) + ((pixel + q) * width + lane) * panel.itemsize
-                transpose(source, g[LOADED], step, across, filters, min(lanes, columns - q), target, width, panel)
-
-
-@kernel()
-def _negate(panel, count):  # type: ignore[no-untyped-def]
-    for i in range(count):
-        panel[i] = -panel[i]
-
-
-@kernel(forceinline=True)
 def _add_group_lanes(g, segments, first_group, last_group, grad, negated, corner, planes, rows, columns, source, accumulate, work):  # type: ignore[no-untyped-def]
     """Add a strip's products to the sums, (groups, filters, taps), of vectors of groups; grad and source are those of group 0."""
     lanes, pixels = lanes_of(work.sums), planes * rows * columns
@@ -336,9 +290,9 @@ def _add_group_lanes(g, segments, first_group, last_group, grad, negated, corner
         copy_groups(g, segments, start, groups, corner[0], planes, top, height, left, width, work.window, work.scratch)
         for o in range(g[FILTERS]):
             address = grad + (group * g[FILTERS] + o) * g[GRAD + 2] * g[ITEM]
-            _pack_vector(g, address, g[FILTERS] * g[GRAD + 2], groups, planes, rows, columns, work.panel, 0, lanes)
+            pack_vector(g, address, g[FILTERS] * g[GRAD + 2], groups, planes, rows, columns, work.panel, 0, lanes)
             if negated:
-                _negate(work.panel, pixels * lanes)
+                negate(work.panel, pixels * lanes)
             at = (group - first_group) * g[GROUP_SUMS] + o * g[SUMS_STEP] * lanes
             for t in range(0, taps, GROUP_TILE):
                 group_tile(
@@ -354,7 +308,7 @@ def _copy_grads(g, grad, negated, filters, planes, rows, columns, work):  # type
         start = grad + o * g[GRAD + 2] * g[ITEM]
         copy_lines(start, g[LOADED], g[GRAD + 5], 0, columns, columns, work.grad_lines, planes * rows, work.panel, o * filter_step)
     if negated:
-        _negate(work.panel, filters * filter_step)
+        negate(work.panel, filters * filter_step)
 
 
 @kernel(forceinline=True)

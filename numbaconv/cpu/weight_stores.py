@@ -8,8 +8,8 @@ from .simd import lanes_of
 
 # isort: off
 from .weight_fields import (
-    BLOCKS, CHANNELS, CHANNEL_BLOCKS, CHANNEL_LANES, COMPONENTS, FILTERS, FILTER_BLOCKS, FILTER_UNIT, GROUPS, GROUP_BLOCK, GROUP_LANES,
-    GROUP_SUMS, KERNEL, KIND, RESULT, RESULT_ITEM, RESULT_TAP, STORED, SUMS_STEP,
+    BLOCKS, CHANNELS, CHANNEL_BLOCKS, CHANNEL_LANES, CHANNEL_UNIT, COMPONENTS, FILTERS, FILTER_BLOCKS, FILTER_UNIT, GROUPS, GROUP_BLOCK,
+    GROUP_LANES, GROUP_SUMS, KERNEL, KIND, RESULT, RESULT_ITEM, RESULT_TAP, STORED, SUMS_STEP,
 )  # fmt: skip
 # isort: on
 
@@ -23,11 +23,17 @@ def block_of(g, block):  # type: ignore[no-untyped-def]
     c, rest = block % g[CHANNEL_BLOCKS], block // g[CHANNEL_BLOCKS]
     f, rest = rest % g[FILTER_BLOCKS], rest // g[FILTER_BLOCKS]
     rest %= -(-g[GROUPS] // g[GROUP_BLOCK])
-    channel, vectors = g[CHANNELS] * c // g[CHANNEL_BLOCKS], -(-g[FILTERS] // g[FILTER_UNIT])
-    channels = g[CHANNELS] * (c + 1) // g[CHANNEL_BLOCKS] - channel
-    filter = vectors * f // g[FILTER_BLOCKS] * g[FILTER_UNIT]
-    filters = min(vectors * (f + 1) // g[FILTER_BLOCKS] * g[FILTER_UNIT], g[FILTERS]) - filter
+    channel, channels = _part(c, g[CHANNEL_BLOCKS], g[CHANNEL_UNIT], g[CHANNELS])
+    filter, filters = _part(f, g[FILTER_BLOCKS], g[FILTER_UNIT], g[FILTERS])
     return rest * g[GROUP_BLOCK], min((rest + 1) * g[GROUP_BLOCK], g[GROUPS]), filter, filters, channel, channels
+
+
+@kernel()
+def _part(number, parts, unit, total):  # type: ignore[no-untyped-def]
+    """First and number of what one of so many parts of a total has, which is cut between whole units."""
+    units = -(-total // unit)
+    first = units * number // parts * unit
+    return first, min(units * (number + 1) // parts * unit, total) - first
 
 
 @kernel()
@@ -82,6 +88,16 @@ def _store_groups(g, sums, start, groups):  # type: ignore[no-untyped-def]
                 for t in range(0, taps, lanes):
                     place = result + t * g[RESULT_TAP] * g[RESULT_ITEM]
                     store_sums_turned_as(sums, at + t * lanes, lanes, min(lanes, taps - t), some, place, step, g[RESULT_TAP], g[STORED])
+
+
+@kernel()
+def store_until(g, sums, at, stored, done, first, last, result):  # type: ignore[no-untyped-def]
+    """Write rows [stored, done) of the sums of filters [first, last) to dW; returns where the next begin."""
+    while stored < done:
+        some = min(lanes_of(sums), done - stored)
+        store_taps(g, sums, at, stored, some, first, last, result)
+        stored += some
+    return stored
 
 
 @kernel()

@@ -14,7 +14,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from .gemm import TILE_ROWS, TILE_VECTORS
-from .simd import I64, Vectors, data_pointer, int64
+from .simd import I64, Vectors, counted, data_pointer, int64
 from .target import target
 
 DOT_TILES = ((1, 9), (4, 6) if target().registers >= 32 else (2, 5))
@@ -28,12 +28,12 @@ AHEAD = 8  # rows whose cells are asked for, each one's once in as many pixels: 
 # ---- lanes are output channels -----------------------------------------------------------------------------------------
 @intrinsic
 def add_channel_tile(  # type: ignore[no-untyped-def]
-    typingctx, source, offsets, first, ahead, starts, row_count, columns, step, panel, vectors, sums, at, sums_step, accumulate
+    typingctx, source, offsets, first, ahead, starts, row, row_count, column, columns, step, panel, vectors, sums, at, sums_step, accumulate
 ):
     """Store one tile of a weight gradient, or add it where ``accumulate`` is true.
 
-    sums[at + r * sums_step + l] (+)= sum over rows j < row_count, columns q < columns of
-        source[offsets[first + r] + starts[j] + q * step] * panel[(j * columns + q) * W + l]
+    sums[at + r * sums_step + l] (+)= sum over rows row <= j < row + row_count, columns column <= q < column + columns of
+        source[offsets[first + r] + starts[2 * j] + q * step] * panel[(starts[2 * j + 1] + q) * W + l]
 
     for r < TILE_ROWS and l < W = vectors * lanes, 1 <= vectors <= TILE_VECTORS.  Meanwhile the cells of AHEAD rows from ``ahead`` on are
     asked for: those of the next tile, or the tile's own where they lie in a near cache.
@@ -42,20 +42,21 @@ def add_channel_tile(  # type: ignore[no-untyped-def]
     dtype of the sums, which is that of all.  All other numbers are int64, of elements; row_count and columns are at least 1.
     """
     n = types.int64
-    return types.void(n, offsets, n, n, starts, n, n, n, panel, n, sums, n, n, types.boolean), _emit_channel_tile
+    return types.void(n, offsets, n, n, starts, n, n, n, n, n, panel, n, sums, n, n, types.boolean), _emit_channel_tile
 
 
 def _emit_channel_tile(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     b = builder
-    source, _, first, ahead, _, row_count, columns, step, _, vectors, _, at, sums_step, accumulate = arguments
-    v = Vectors(b, signature.args[8].dtype)
+    source, _, first, ahead, _, row, row_count, column, columns, step, _, vectors, _, at, sums_step, accumulate = arguments
+    v = Vectors(b, signature.args[10].dtype)
 
     def element(argument: int, offset: Any) -> Any:
         return b.gep(data_pointer(context, b, signature.args[argument], arguments[argument]), [offset])
 
     cells = [v.at(v.pointer(source), b.load(b.gep(element(1, first), [int64(r)]))) for r in range(TILE_ROWS)]
     rows_ahead = element(1, ahead)
-    starts, panel, sums = element(4, int64(0)), element(8, int64(0)), element(10, at)
+    starts, panel, sums = element(4, b.mul(row, int64(2))), element(10, int64(0)), element(12, at)
+    skipped = b.mul(column, step)
     end = b.append_basic_block("tile.end")
     blocks = [b.append_basic_block(f"tile.{count}") for count in range(1, TILE_VECTORS + 1)]
     switch = b.switch(vectors, blocks[-1])
@@ -74,7 +75,9 @@ def _emit_channel_tile(context: Any, builder: Any, signature: Any, arguments: An
                 new += [v.multiply_add(factor, column, total) for column, total in zip(columns, totals[r * count : (r + 1) * count])]
             return new
 
-        totals = pixel_loops(v, starts, row_count, columns, step, panel, count * v.lanes, TILE_ROWS * count, multiply)
+        width = count * v.lanes
+        place = v.at(panel, b.mul(column, int64(width)))
+        totals = pixel_loops(v, starts, row_count, skipped, columns, step, place, width, TILE_ROWS * count, multiply)
         with b.if_else(accumulate) as (add, start):
             for branch, added in ((add, True), (start, False)):
                 with branch:
@@ -87,19 +90,21 @@ def _emit_channel_tile(context: Any, builder: Any, signature: Any, arguments: An
 
 
 def pixel_loops(
-    v: Vectors, starts: Any, row_count: Any, columns: Any, step: Any, panel: Any, width: int, number: int, multiply: Multiply
+    v: Vectors, starts: Any, row_count: Any, skipped: Any, columns: Any, step: Any, panel: Any, width: int, number: int, multiply: Multiply
 ) -> list[Any]:
     """The loops over rows and columns around ``multiply(pixel's number, cell index, panel pointer, totals)``: the totals at their end.
 
-    width : elements of the panel a pixel; number : of totals
+    starts : of each row its first cell, to which ``skipped`` is added, and its first pixel in the panel; width : elements of the panel a
+    pixel; number : of totals
     """
     b = v.builder
     before = b.block
     row, pixel, latch, done = (b.append_basic_block("tile." + name) for name in ("row", "pixel", "next", "sums"))
     b.branch(row)
     b.position_at_end(row)
-    j, row_pixel, row_place, row_totals = b.phi(I64), b.phi(I64), b.phi(panel.type), [b.phi(v.vector) for _ in range(number)]
-    start = b.load(b.gep(starts, [j]))
+    j, row_pixel, row_totals = b.phi(I64), b.phi(I64), [b.phi(v.vector) for _ in range(number)]
+    start, first_pixel = (b.load(b.gep(starts, [b.add(b.mul(j, int64(2)), int64(field))])) for field in (0, 1))
+    start, row_place = b.add(start, skipped), v.at(panel, b.mul(first_pixel, int64(width)))
     end = v.at(row_place, b.mul(columns, int64(width)))  # not the last cell: a step may be 0
     b.branch(pixel)
     b.position_at_end(pixel)
@@ -115,12 +120,38 @@ def pixel_loops(
     join(cell, (start, row), (cell_after, pixel))
     join(place, (row_place, row), (place_after, pixel))
     join(j, (int64(0), before), (j_after, latch))
-    join(row_place, (panel, before), (place_after, latch))
     for outer, inner, total in zip(row_totals, totals, new):
         join(outer, (v.zero, before), (total, latch))
         join(inner, (outer, row), (total, pixel))
     b.position_at_end(done)
     return new
+
+
+@intrinsic
+def are_finite(typingctx, numbers, vectors):  # type: ignore[no-untyped-def]
+    """Whether so many vectors of a one-dimensional contiguous array have neither infinities nor NaN."""
+    return types.boolean(numbers, types.int64), _emit_are_finite
+
+
+def _emit_are_finite(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    b, v, numbers = builder, Vectors(builder, signature.args[0].dtype), data_pointer(context, builder, signature.args[0], arguments[0])
+    if not v.floating:
+        return context.get_constant(types.boolean, True)
+
+    def products(first: Any, i: Any, totals: list[Any]) -> list[Any]:
+        """Zeros, but for products of zero and what is not finite."""
+        at = b.add(first, b.mul(i, int64(len(totals))))
+        places = [v.at(numbers, b.mul(b.add(at, int64(j)), int64(v.lanes))) for j in range(len(totals))]
+        return [v.fma(v.load(place), v.zero, total) for place, total in zip(places, totals)]
+
+    fours = b.sdiv(arguments[1], int64(4))
+    done = b.mul(fours, int64(4))
+    totals = counted(b, fours, [v.zero] * 4, lambda i, totals: products(int64(0), i, totals))
+    (last,) = counted(b, b.sub(arguments[1], done), [v.zero], lambda i, totals: products(done, i, totals))
+    for total in totals:
+        last = v.add(last, total)
+    wrong = v.bits_of(b.fcmp_unordered("uno", last, last))
+    return b.zext(b.icmp_unsigned("==", wrong, wrong.type(0)), context.get_value_type(types.boolean))
 
 
 # ---- lanes are pixels --------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from .. import layouts
 from ..cases import CASES, case, dtype_of, integer_arrays, normal_arrays
 from ..checks import ROUNDOFF, always_parallel, assert_same, poisoned
 
-KINDS = ("channels", "pixels", "bands", "groups")
+KINDS = ("channels", "apart", "pixels", "bands", "groups")
 
 
 def weight_problem(text: str) -> Problem:
@@ -77,10 +77,10 @@ def setup_of(p: Problem, kind: str = "") -> WeightGemmSetup:
     """The setup of a problem: as chosen, or with the given lanes."""
     setup = WeightGemmSetup(p.per_image)
     if kind:
-        number = {"channels": CHANNEL_LANES, "pixels": min(setup.cut.out_per_group, 2) - 1, "bands": ROW_BANDS, "groups": GROUP_LANES}[kind]
-        if number not in kinds(setup.cut):
-            pytest.skip("bands are for one output channel a group, lanes of groups for many groups")
-        setup.__dict__["blocking"] = blocking(setup.cut, number)
+        number = {"pixels": min(setup.cut.out_per_group, 2) - 1, "bands": ROW_BANDS, "groups": GROUP_LANES}.get(kind, CHANNEL_LANES)
+        if (number, kind == "apart") not in kinds(setup.cut):
+            pytest.skip("taps are apart if there is padding; bands are for one output channel a group, lanes of groups for many groups")
+        setup.__dict__["blocking"] = blocking(setup.cut, number, kind == "apart")
     return setup
 
 
