@@ -26,32 +26,32 @@ def ends() -> Iterator[None]:
     faulthandler.cancel_dump_traceback_later()
 
 
+def run_python(code: str, *, timeout: float = 240, **environment: str) -> str:
+    """Run ``code`` in a fresh interpreter and return what it prints; keywords are environment variables.
+
+    Fails with the output when the process fails or does not end in time.
+    """
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
+        env=os.environ | {"PYTHONPATH": path} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)  # its children too
+        process.kill()
+        out, err = process.communicate()
+        pytest.fail(f"not done after {timeout} s\n{out}\n{err}")
+    assert process.returncode == 0, f"exit status {process.returncode}\n{out}\n{err}"
+    return out
+
+
 @pytest.fixture
 def python() -> Python:
-    """``python(code, timeout=..., NAME="value", ...)``: run ``code`` in a fresh interpreter and return what it prints.
-
-    Fails with the output when the process fails or does not end in time.  Keywords are environment variables.
-    """
-
-    def run(code: str, *, timeout: float = 240, **environment: str) -> str:
-        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
-            env=os.environ | {"PYTHONPATH": path} | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            out, err = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            if hasattr(os, "killpg"):
-                os.killpg(process.pid, signal.SIGKILL)  # its children too
-            process.kill()
-            out, err = process.communicate()
-            pytest.fail(f"not done after {timeout} s\n{out}\n{err}")
-        assert process.returncode == 0, f"exit status {process.returncode}\n{out}\n{err}"
-        return out
-
-    return run
+    return run_python

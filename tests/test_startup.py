@@ -86,19 +86,32 @@ def test_the_folder_goes_away(python: Python, tmp_path: Path) -> None:
 
 
 # ---- warmup ------------------------------------------------------------------------------------------------------------
+def warmed(python: Python, *algorithms: str, **environment: str) -> list[str]:
+    """What `warmup --dtype int32,int8` prints where these are the algorithms, or all of them."""
+    only = f"warmup.registry = lambda device: [a for a in found(device) if not {algorithms} or a.name in {algorithms}]"
+    code = f"import sys; from numbaconv import __main__, warmup; found = warmup.registry; {only}; "
+    return python(code + "sys.exit(__main__.main(['warmup', '--dtype', 'int32,int8']))", NUMBA_NUM_THREADS="2", **environment).splitlines()
+
+
 def test_warmup(python: Python, tmp_path: Path) -> None:
     """What it compiles a second process loads, also where the call opens a parallel region."""
-    code = "import sys; from numbaconv.__main__ import main; sys.exit(main(['warmup', '--dtype', 'int32,int8']))"
-    told = python(code, NUMBA_CACHE_DIR=str(tmp_path), NUMBA_NUM_THREADS="2").splitlines()
+    into = {"NUMBA_CACHE_DIR": str(tmp_path)}
+    *told, summary = warmed(python, "direct", **into)
+    assert [line.split()[:2] for line in told] == [["direct", "int32"], ["direct", "int8"]] and str(tmp_path) in summary
+    assert "functions compiled" in told[0]  # int8 may need nothing else: kernels know the dtype of the sums
+    assert all("already compiled" in line for line in warmed(python, "direct", **into)[:-1])
+    parallel = "from numbaconv.cpu import threads; threads.SERIAL_BELOW = 0.0"
+    assert first_call(python, parallel, NUMBA_NUM_THREADS="2", **into) == (0, 0, "")
+
+
+def test_warmup_of_all_algorithms(python: Python) -> None:
+    """In the folder of these tests, which holds most of it."""
     usual = {dtype: list(warmup.usual_problems(dtype)) for dtype in ("int32", "int8")}
     taking = [[a.name, dtype] for a in registry("cpu") for dtype, problems in usual.items() if any(a.supports(p) is None for p in problems)]
-    assert ["direct", "int8"] in taking and [line.split()[:2] for line in told[:-1]] == taking
-    firsts = [line for line in told[:-1] if line.split()[1] == "int32"]  # int8 may need nothing else: kernels know the dtype of the sums
-    assert all("functions compiled" in line for line in firsts) and str(tmp_path) in told[-1]
-
-    assert all("already compiled" in line for line in python(code, NUMBA_CACHE_DIR=str(tmp_path), NUMBA_NUM_THREADS="2").splitlines()[:-1])
-    parallel = "from numbaconv.cpu import threads; threads.SERIAL_BELOW = 0.0"
-    assert first_call(python, parallel, NUMBA_CACHE_DIR=str(tmp_path), NUMBA_NUM_THREADS="2") == (0, 0, "")
+    assert ["direct", "int8"] in taking and len(taking) > 4
+    assert [line.split()[:2] for line in warmed(python)[:-1]] == taking
+    again = warmed(python)[:-1]
+    assert [line.split()[:2] for line in again] == taking and all("already compiled" in line for line in again)
 
 
 def test_warmup_without_a_compiler(python: Python) -> None:

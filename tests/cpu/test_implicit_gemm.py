@@ -395,30 +395,3 @@ def test_targets() -> None:
     for found in (avx512, frozenset({"avx2"}), frozenset()):
         t = _from_features(found, "x86_64")
         assert t.tile_rows * t.tile_vectors + t.tile_vectors + 1 <= t.registers
-
-
-@pytest.mark.parametrize("features", ["+avx2,+fma,+f16c", "+avx2,+fma", "+sse4.2"])
-def test_other_instruction_sets(python, tmp_path, features: str) -> None:  # type: ignore[no-untyped-def]
-    """The same code with other vectors and tiles, on a processor that has them."""
-    if not {name[1:] for name in features.split(",")} <= host_features():
-        pytest.skip(f"this processor lacks one of {features}")
-    python("""
-        import os
-        from numbaconv import Problem
-        from tests.cases import case
-        from tests.checks import check_exact
-        for problem in (
-            case("fwd", (5, 21), (3, 3), ic=23, oc=9, p=1, b=1),
-            case("fwd", (5, 21), (3, 3), ic=3, oc=4, p=1, s=2, mode="reflect"),
-            case("fwd", (9, 13), (2, 3), ic=3, oc=7, s=3, p=1),
-            case("igrad", (5, 6), (3, 3), ic=3, oc=9, s=2, op=1),
-        ):
-            for dtype in ("f32", "c64", "f16", "bf16", "s8", "s32")[: 6 if "f16c" in os.environ["NUMBA_CPU_FEATURES"] else 2]:
-                check_exact(Problem.parse(problem.replace("f32", dtype)), "implicit_gemm")
-    """, NUMBA_CPU_FEATURES=features, NUMBA_CACHE_DIR=str(tmp_path))  # fmt: skip
-
-
-def host_features() -> set[str]:
-    from llvmlite import binding
-
-    return {name for name, there in binding.get_host_cpu_features().items() if there}

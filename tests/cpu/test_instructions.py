@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from .test_implicit_gemm import host_features
+from ..conftest import Python, run_python
+
+
+def host_features() -> set[str]:
+    from llvmlite import binding
+
+    return {name for name, there in binding.get_host_cpu_features().items() if there}
+
 
 AVX2 = "+avx,+avx2,+bmi,+bmi2,+f16c,+fma,+lzcnt,+movbe,+popcnt,+sse,+sse2,+sse3,+sse4.1,+sse4.2,+ssse3"
+HASWELL = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": AVX2}
+without_avx512 = pytest.mark.skipif(not {"avx2", "fma", "f16c"} <= host_features(), reason="this processor lacks AVX2")
 
 
-def test_without_avx512_no_register_of_it_is_used(python, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    if not {"avx2", "fma", "f16c"} <= host_features():
-        pytest.skip("this processor lacks AVX2")
-    assembly = python("""
+@pytest.fixture(scope="module")
+def haswell(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], str]:
+    """The environment of a processor with AVX2 and no AVX-512, with a cache folder, and the machine code that was first compiled there."""
+    environment = HASWELL | {"NUMBA_CACHE_DIR": str(tmp_path_factory.mktemp("haswell"))}
+    assembly = run_python("""
         import warnings
         warnings.filterwarnings("ignore", message="Inspection disabled for cached code")
         from numbaconv import Problem
@@ -20,12 +32,48 @@ def test_without_avx512_no_register_of_it_is_used(python, tmp_path) -> None:  # 
         from tests.checks import check_exact
         for name in ("implicit_gemm", "filter"):
             check_exact(Problem.parse(case("fwd", (20, 21), (3, 3), ic=9, oc=18, p=1, b=1)), name)
-    """, NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES=AVX2, NUMBA_CACHE_DIR=str(tmp_path), NUMBA_DUMP_ASSEMBLY="1")  # fmt: skip
+    """, NUMBA_DUMP_ASSEMBLY="1", **environment)  # fmt: skip
+    return environment, assembly
+
+
+@without_avx512
+def test_without_avx512_no_register_of_it_is_used(haswell: tuple[dict[str, str], str]) -> None:
+    assembly = haswell[1]
     assert "vfmadd" in assembly and "ymm" in assembly and "zmm" not in assembly
 
 
+def check_other_vectors(dtypes: tuple[str, ...], **environment: str) -> None:
+    """Implicit GEMM with other vectors and tiles."""
+    run_python(f"""
+        from numbaconv import Problem
+        from tests.cases import case
+        from tests.checks import check_exact
+        for problem in (
+            case("fwd", (5, 21), (3, 3), ic=23, oc=9, p=1, b=1),
+            case("fwd", (5, 21), (3, 3), ic=3, oc=4, p=1, s=2, mode="reflect"),
+            case("fwd", (9, 13), (2, 3), ic=3, oc=7, s=3, p=1),
+            case("igrad", (5, 6), (3, 3), ic=3, oc=9, s=2, op=1),
+        ):
+            for dtype in {dtypes}:
+                check_exact(Problem.parse(problem.replace("f32", dtype)), "implicit_gemm")
+    """, **environment)  # fmt: skip
+
+
+@without_avx512
+def test_implicit_gemm_without_avx512(haswell: tuple[dict[str, str], str]) -> None:
+    check_other_vectors(("f32", "c64", "f16", "bf16", "s8", "s32"), **haswell[0])
+
+
+# Without conversions of halves float32 is computed as with them.
+@pytest.mark.parametrize("features, dtypes", [("+avx2,+fma", ("f32",)), ("+sse4.2", ("f32", "c64"))])
+def test_other_instruction_sets(features: str, dtypes: tuple[str, ...], tmp_path: Path) -> None:
+    if not {name[1:] for name in features.split(",")} <= host_features():
+        pytest.skip(f"this processor lacks one of {features}")
+    check_other_vectors(dtypes, NUMBA_CPU_FEATURES=features, NUMBA_CACHE_DIR=str(tmp_path))
+
+
 @pytest.mark.parametrize("dtype, lanes", [("float32", 4), ("float64", 2)])
-def test_neon_keeps_the_tile_in_registers(python, dtype: str, lanes: int) -> None:  # type: ignore[no-untyped-def]
+def test_neon_keeps_the_tile_in_registers(python: Python, dtype: str, lanes: int) -> None:
     """The microkernel compiled for aarch64: its inner loop multiplies and adds a whole tile and touches no stack."""
     loop = python(f"""
         import re
@@ -64,19 +112,21 @@ def test_neon_keeps_the_tile_in_registers(python, dtype: str, lanes: int) -> Non
     assert loop.split() == ["True", "0"]
 
 
+@without_avx512
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_results_without_avx512(dtype: str, python, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_winograd_without_avx512(dtype: str, haswell: tuple[dict[str, str], str]) -> None:
     """Vectors of 8 and of 4: one of tiles or more, for every remainder of the channels."""
-    if not {"avx2", "fma", "f16c"} <= host_features():
-        pytest.skip("this processor lacks AVX2")
-    worst = python(f"""
+    worst = run_python(f"""
         import numpy as np, numbaconv
+        from numbaconv import Problem, reference
+        from tests.cases import case
         rng, worst = np.random.default_rng(0), 0.0
         for channels, size in ((16, (12, 12)), (17, (28, 29)), (19, (28, 29)), (19, (8, 9)), (46, (28, 29))):
             x = rng.standard_normal((1, channels, *size)).astype({dtype!r})
             w = rng.standard_normal((17, channels, 3, 3)).astype({dtype!r})
-            exact = numbaconv.conv2d(x, w, padding=1, precision="ieee")
+            problem = Problem.parse(case("fwd", size, (3, 3), ic=channels, oc=17, p=1, t={"f" + dtype[5:]!r}))
+            exact = reference.convolve(problem, x, w, None, rounded=False)
             worst = max(worst, float(abs(numbaconv.conv2d(x, w, padding=1, algorithm="winograd") - exact).max()))
         print(worst / np.finfo({dtype!r}).eps)
-    """, NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES=AVX2, NUMBA_CACHE_DIR=str(tmp_path), PYTHONWARNINGS="ignore")  # fmt: skip
+    """, PYTHONWARNINGS="ignore", **haswell[0])  # fmt: skip
     assert float(worst) < 2000
