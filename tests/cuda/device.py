@@ -8,11 +8,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from numbaconv.arrays import dtype_named
-from numbaconv.cuda import driver, launch
+from numbaconv.cuda import driver
 from numbaconv.cuda.arrays import contiguous
 from numbaconv.cuda.driver import Arguments, Function, Grid
 from numbaconv.cuda.launch import Kernel
 
+from .compiled import ARCHITECTURE, ptx_of
 from .emulator import Memory, Program
 from .emulator import launch as emulate
 
@@ -76,7 +77,7 @@ class Emulated:
 
     emulated = True
 
-    def __init__(self, architecture: str = "sm_90a") -> None:
+    def __init__(self, architecture: str = ARCHITECTURE) -> None:
         self.memory = Memory(1 << 30)
         self.order = "together"
         self.launched: list[tuple[str, Grid, int]] = []
@@ -119,7 +120,7 @@ class Emulated:
     def function(self, kernel: Kernel, device: int) -> Function:
         program = self._programs.get(kernel)
         if program is None:
-            program = self._programs[kernel] = Program(launch.compile_ptx(kernel, self._architecture))
+            program = self._programs[kernel] = Program(ptx_of(kernel))
         bits = [8 * nbytes for _, _, nbytes in program.parameters]
 
         def run(grid: Grid, stream: int, arguments: Arguments) -> None:

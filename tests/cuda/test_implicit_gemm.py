@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,11 +22,11 @@ if why := packages.missing():
 
 from numbaconv.arrays import check_array
 from numbaconv.cuda import implicit_gemm as algorithm
-from numbaconv.cuda import launch
 from numbaconv.cuda.implicit_gemm import TILES, ImplicitGemm, ImplicitGemmSetup, Tiles
 from numbaconv.cuda.implicit_gemm_kernel import Tile, kernel
 
 from . import sass
+from .compiled import ptx_of
 from .device import Emulated, get, put
 from .emulator import Fault, Program
 
@@ -169,15 +168,12 @@ def test_small_images_take_small_tiles() -> None:
 
 
 # ---- mutations: the tests above would see these slips ----------------------------------------------------------------------
-text_of = functools.cache(launch.compile_ptx)
-
-
 def broken(change: Callable[[str], str], tile: Tile, layout: Callable[..., Any], order: str) -> np.ndarray | None:
     """The result of PLAIN by a kernel whose PTX is changed; None where the emulator refuses to go on."""
     device, last = Emulated(), layout is channels_last
     device.order = order
     spoilt = kernel(tile, last, "quads of channels" if last else "cells", False)
-    text = text_of(spoilt, "sm_90a")
+    text = ptx_of(spoilt)
     assert change(text) != text
     device._programs[spoilt] = Program(change(text))
     with pytest.MonkeyPatch.context() as patch:
