@@ -29,13 +29,16 @@ FEW_TASKS = 8  # fewer blocks of a dW too large for shares are cut further
 MOST_PAIRS = 16  # of input and output channels of a group, where lanes are groups
 LEAST_TAPS = 256  # down to so many rows of products, for which an output gradient is packed
 
-# The cost model, in cycles: of copying a line of cells, a vector of them, of transposing a column, of storing a tile, of starting a block.
+# The cost model, in cycles: of copying a line of cells, a vector of them, of transposing a column, of storing a tile, of starting a block,
+# of starting a row in a tile.
 LINE_CYCLES = 10.0
 VECTOR_CYCLES = 4.0
 TRANSPOSE_CYCLES = 5.0
-GROUP_CYCLES = 9.0  # of transposing one where lanes are groups, whose planes lie far apart
+GROUP_CYCLES = 10.5  # of transposing one where lanes are groups, whose planes lie far apart
 TILE_CYCLES = 40.0
 ROW_CYCLES = 4.0
+FAR_CYCLES = 20.0  # of a vector that is neither the first nor the second of its row, where vectors are taken column by column
+PICK_CYCLES = 2.5  # of taking every second cell
 BLOCK_CYCLES = 300.0
 CYCLES_A_SECOND = 2.5e9
 
@@ -189,7 +192,7 @@ def _strip_cycles(p: Problem, kind: int, apart: int, box: Triple, channels: int,
     pixels, taps = math.prod(box), channels * p.taps
     if kind == ROW_BANDS:
         return _band_cycles(p, box, channels, lines, columns)
-    copies = channels * lines * (LINE_CYCLES + columns / lanes * VECTOR_CYCLES)
+    copies = channels * lines * (LINE_CYCLES + columns / lanes * VECTOR_CYCLES * (1.5 if p.stride[2] > 1 else 1.0))
     if kind == CHANNEL_LANES:
         vectors = -(-filters // lanes)
         copies += vectors * up(pixels, lanes) * TRANSPOSE_CYCLES
@@ -209,11 +212,14 @@ def _strip_cycles(p: Problem, kind: int, apart: int, box: Triple, channels: int,
 def _band_cycles(p: Problem, box: Triple, channels: int, lines: int, columns: int) -> float:
     """Estimated cycles of one strip of one filter whose kernel rows are taken together."""
     lanes = target().lanes(p.dtype)
-    in_place = p.stride[2] == 1 and p.padding_mode == "zeros"
-    cycles = 0.0 if in_place else lines * (LINE_CYCLES + columns / lanes * VECTOR_CYCLES)
+    in_place, vectors = p.stride[2] <= 2 and p.padding_mode == "zeros", -(-box[2] // lanes)
+    step = p.stride[2] if in_place else 1
+    cycles = p.kernel[0] * box[0] * box[1] * max(0, vectors - 2) * FAR_CYCLES
+    if not in_place:
+        cycles += lines * (LINE_CYCLES + columns / lanes * VECTOR_CYCLES)
     for _, _, rows, lag in bands(p, box[1]):
         width = dict(BAND_TILES)[rows]
-        line = max(rows * width / 2, rows + width) + 2
-        met = box[0] * -(-box[2] // lanes) * (box[1] + lag * (rows - 1))
+        line = max(rows * width / 2, rows + step * width) + 2 + (step - 1) * width * PICK_CYCLES
+        met = box[0] * vectors * (box[1] + lag * (rows - 1))
         cycles += p.kernel[0] * -(-p.kernel[2] // width) * (met * line + 2 * TILE_CYCLES)
     return channels * cycles

@@ -224,7 +224,9 @@ class WeightGemmSetup:
             g[field + 1 : field + 6] = [step // size for step in strides]
         (d, h, w), (_, height, width) = g[k.GRAD + 3 : k.GRAD + 6].tolist(), p.out_size
         as_summed, unpadded = g[k.LOADED] == NUMBERS[p.dtype], not any(map(any, p.padding))
-        side_by_side, masked = g[k.SOURCE + 5] * p.stride[2] == 1, b.apart > 1 or (b.kind == k.ROW_BANDS and p.padding_mode == "zeros")
+        banded = b.kind == k.ROW_BANDS
+        side_by_side = g[k.SOURCE + 5] * (1 if banded else p.stride[2]) == 1 and p.stride[2] <= 2
+        masked = b.apart > 1 or (banded and p.padding_mode == "zeros")
         g[k.IN_PLACE] = as_summed and not self._grouped and (unpadded or masked) and (b.kind == k.CHANNEL_LANES or side_by_side)
         g[k.GRAD_IN_PLACE] = as_summed and w == 1
         g[k.GRAD_MERGES] = b.strips[2] == 1 and (b.box[1] == 1 or h == width * w) and (b.box[0] == 1 or d == height * width * w)

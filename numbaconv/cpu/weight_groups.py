@@ -81,14 +81,19 @@ def clear_padding(g, segments, w0, columns, lines, found, scratch):  # type: ign
 
 
 @kernel()
-def place_window(g, segments, h0, w0, rows, columns, window, like):  # type: ignore[no-untyped-def]
+def place_window(g, segments, h0, w0, rows, columns, window, placed, like):  # type: ignore[no-untyped-def]
     """Fill ``window`` with the places, in a plane of the scratch, of the input cells from the first to the last that a strip's taps read,
     row after row.  Returns its first row, number of rows, first column, and number of columns.  A cell that no tap reads goes behind the
     plane's lines, where there is room for one.
+
+    placed : the corner of the strip whose places ``window`` has, -1 at first
     """
     lanes = lanes_of(like)
     top, height = _span(g, 1, h0, rows)
     left, width = _span(g, 2, w0, columns)
+    if placed[0] == h0 and placed[1] == w0:
+        return top, height, left, width
+    placed[0], placed[1] = h0, w0
     spare, row = g[PLANE] - lanes, window[height * width : (height + 1) * width]
     row[:] = -1
     for s in range(g[SEGMENTS + 2], len(segments)):

@@ -39,7 +39,7 @@ class Work(NamedTuple):
     scratch : cells of the input; panel : output gradients; sums : of a block of dW, (groups, taps, filters) or (groups, filters, taps)
     cells, grads : offsets of what a tile's rows read; lines, grad_lines : rows to be copied; starts : of the rows of output pixels, of all
     and then of those that each tap meets inside the input; met : first and number of those rows, and of columns
-    table, found : of a band of kernel rows, and its sums; window : where input cells go if lanes are groups
+    table, found : of a band of kernel rows, and its sums; window : where input cells go if lanes are groups, for the strip ``placed``
     """
 
     scratch: Any
@@ -54,6 +54,7 @@ class Work(NamedTuple):
     table: Any
     found: Any
     window: Any
+    placed: Any
 
 
 # ---- the worker --------------------------------------------------------------------------------------------------------
@@ -68,7 +69,7 @@ def worker(geometry, segments, places, partial, counter):  # type: ignore[no-unt
     cells, grads = np.empty((g[CHANNEL_BLOCK] + SPARE) * taps, np.int64), np.empty(g[FILTER_BLOCK] + SPARE, np.int64)
     lines, grad_lines = np.empty((g[SCRATCH] // g[ROW] + 1, 3), np.int64), np.empty((rows, 3), np.int64)
     starts, met = np.empty((levels + 1) * rows * 2, np.int64), np.empty((levels + g[KERNEL + 2] + 2, 2), np.int64)
-    window = np.empty(g[WINDOW], np.int64)
+    window, placed = np.empty(g[WINDOW], np.int64), np.full(2, -1)
     table, found = np.empty(TABLE, np.int64), np.empty(ALIGNMENT, partial.dtype)
     if g[FILTERS] % (g[FILTER_BLOCKS] * lanes_of(panel)) != 0:
         panel[:] = 0  # lanes without a filter, which are multiplied: numbers as small as chance may leave there take long
@@ -82,6 +83,7 @@ def worker(geometry, segments, places, partial, counter):  # type: ignore[no-unt
         work = Work(
             borrowed(scratch), borrowed(panel), borrowed(own), borrowed(cells), borrowed(grads), borrowed(lines), borrowed(grad_lines),
             borrowed(starts), borrowed(met), borrowed(table), borrowed(found), borrowed(window),
+            borrowed(placed),
         )  # fmt: skip
         _sum_block(borrowed(geometry), task, borrowed(segments), borrowed(places), work, borrowed(totals))
 
@@ -282,7 +284,7 @@ def _copy_edges(g, lines, found, start, first, low, high, length, scratch, posit
 def _add_group_lanes(g, segments, first_group, last_group, grad, negated, corner, planes, rows, columns, source, accumulate, work):  # type: ignore[no-untyped-def]
     """Add a strip's products to the sums, (groups, filters, taps), of vectors of groups; grad and source are those of group 0."""
     lanes, pixels = lanes_of(work.sums), planes * rows * columns
-    top, height, left, width = place_window(g, segments, corner[1], corner[2], rows, columns, work.window, work.scratch)
+    top, height, left, width = place_window(g, segments, corner[1], corner[2], rows, columns, work.window, work.placed, work.scratch)
     taps = g[CHANNELS] * g[KERNEL] * g[KERNEL + 1] * g[KERNEL + 2]
     for group in range(first_group, last_group, lanes):
         groups = min(lanes, last_group - group)
