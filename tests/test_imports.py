@@ -26,8 +26,9 @@ LAYERS = """
     cpu/simd
     cpu/elements cpu/gemm cpu/layouts cpu/threads cpu/winograd_vectors
     cpu/copies cpu/winograd_factors cpu/winograd_transforms
-    cpu/depthwise_kernel cpu/fft_kernel cpu/filter_kernel cpu/gemm_costs cpu/pack_tap cpu/turned_tile
-    cpu/pack cpu/pack_weight cpu/rows cpu/turned_shape cpu/turned_worker cpu/weight_tiles cpu/winograd_products
+    cpu/depthwise_kernel cpu/fft_kernel cpu/filter_kernel cpu/gemm_costs cpu/pack_tap cpu/pack_weight
+    cpu/turned_tile
+    cpu/pack cpu/rows cpu/turned_shape cpu/turned_worker cpu/weight_tiles cpu/winograd_products
     cpu/winograd_tables
     cpu/weight_fields
     cpu/weight_bands cpu/weight_groups cpu/weight_stores

@@ -11,7 +11,7 @@ from numba.extending import intrinsic
 
 from .elements import NUMBERS, converted, each_stored, square
 from .gemm import TILE_ROWS
-from .simd import I64, Vectors, data_pointer, int64
+from .simd import I64, Vectors, data_pointer, int64, switch
 
 
 @intrinsic
@@ -165,29 +165,39 @@ def _store_turned(
 
 
 @intrinsic
-def pack_columns(typingctx, source, row_step, rows, columns, places, target, at):  # type: ignore[no-untyped-def]
-    """Write neighbouring elements of TILE_ROWS rows side by side, zeros for missing rows.
+def pack_columns(typingctx, source, row_step, rows, columns, places, target, at, width):  # type: ignore[no-untyped-def]
+    """Write neighbouring elements of ``width`` rows side by side, zeros for missing rows.
 
-    target[at + places[q] + r] = source[r * row_step + q] if r < rows, else 0, for r < TILE_ROWS, q < columns with places[q] >= 0
+    target[at + places[q] + r] = source[r * row_step + q] if r < rows, else 0, for r < width, q < columns with places[q] >= 0
 
     source : int64 byte address; places : int64 array, -1 up to a whole vector; target : one-dimensional contiguous array, whose dtype is
-    that of all.  All other arguments are int64 numbers, of elements.
+    that of all; width : TILE_ROWS or the lanes of a vector.  All other arguments are int64 numbers, of elements.
     """
     n = types.int64
-    return types.void(n, n, n, n, places, target, n), _emit_pack_columns
+    return types.void(n, n, n, n, places, target, n, n), _emit_pack_columns
 
 
 def _emit_pack_columns(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    b = builder
-    source, row_step, rows, columns, _, _, at = arguments
-    v = Vectors(b, signature.args[5].dtype)
-    cells, places = v.pointer(source), data_pointer(context, b, signature.args[4], arguments[4])
-    to = b.gep(data_pointer(context, b, signature.args[5], arguments[5]), [at])
-    absent = ir.Constant(v.vector, ir.Undefined)
+    source, row_step, rows, columns, _, _, at, width = arguments
+    v = Vectors(builder, signature.args[5].dtype)
+    cells, places = v.pointer(source), data_pointer(context, builder, signature.args[4], arguments[4])
+    to = builder.gep(data_pointer(context, builder, signature.args[5], arguments[5]), [at])
+    _each_width(v, width, lambda width: _write_columns(v, cells, row_step, rows, columns, places, to, width))
+    return context.get_dummy_value()
+
+
+def _each_width(v: Vectors, width: Any, emit: Callable[[int], None]) -> None:
+    """Emit code for each of the widths of rows that lie side by side in packed weights."""
+    switch(v.builder, width, [(TILE_ROWS, lambda: emit(TILE_ROWS))] if v.lanes != TILE_ROWS else [], lambda: emit(v.lanes))
+
+
+def _write_columns(v: Vectors, cells: Any, row_step: Any, rows: Any, columns: Any, places: Any, to: Any, width: int) -> None:
+    """Code of :func:`pack_columns`."""
+    b, absent = v.builder, ir.Constant(v.vector, ir.Undefined)
     with cgutils.for_range_slice(b, int64(0), columns, int64(v.lanes), I64) as (q, _):
         wanted = v.first(b.sub(columns, q))
-        for first in range(0, TILE_ROWS, v.lanes):
-            count = min(v.lanes, TILE_ROWS - first)
+        for first in range(0, width, v.lanes):
+            count = min(v.lanes, width - first)
             kept = ir.Constant(v.mask, [lane < count for lane in range(v.lanes)])
             vectors = []
             for r in range(first, first + count):
@@ -197,28 +207,36 @@ def _emit_pack_columns(context: Any, builder: Any, signature: Any, arguments: An
                 place = b.load(b.gep(places, [b.add(q, int64(i))]))
                 with b.if_then(b.icmp_signed(">=", place, int64(0))):
                     v.masked_store(column, v.at(to, b.add(place, int64(first))), kept)
-    return context.get_dummy_value()
 
 
 @intrinsic
-def pack_column(typingctx, source, row_step, rows, target, at):  # type: ignore[no-untyped-def]
-    """One column of :func:`pack_columns`: target[at + r] = source[r * row_step] if r < rows, else 0, for r < TILE_ROWS."""
+def pack_each(typingctx, source, row_step, rows, step, count, target, at, width):  # type: ignore[no-untyped-def]
+    """Columns of :func:`pack_columns` that are not neighbours, one after the other.
+
+    target[at + i * width + r] = source[r * row_step + i * step] if r < rows, else 0, for r < width, i < count
+    """
     n = types.int64
-    return types.void(n, n, n, target, n), _emit_pack_column
+    return types.void(n, n, n, n, n, target, n, n), _emit_pack_each
 
 
-def _emit_pack_column(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    b = builder
-    source, row_step, rows, _, at = arguments
-    v = Vectors(b, signature.args[3].dtype)
-    cells, to = v.pointer(source), b.gep(data_pointer(context, b, signature.args[3], arguments[3]), [at])
+def _emit_pack_each(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    source, row_step, rows, step, count, _, at, width = arguments
+    v = Vectors(builder, signature.args[5].dtype)
+    cells, to = v.pointer(source), builder.gep(data_pointer(context, builder, signature.args[5], arguments[5]), [at])
+    _each_width(v, width, lambda width: _write_each(v, cells, row_step, rows, step, count, to, width))
+    return context.get_dummy_value()
+
+
+def _write_each(v: Vectors, cells: Any, row_step: Any, rows: Any, step: Any, count: Any, to: Any, width: int) -> None:
+    """Code of :func:`pack_each`."""
+    b = v.builder
     with b.if_else(b.icmp_signed("==", row_step, int64(1))) as (near, far):
         for block, is_near in ((near, True), (far, False)):
-            with block:
-                for first in range(0, TILE_ROWS, v.lanes):
-                    start, there = v.at(cells, b.mul(row_step, int64(first))), v.first(b.sub(rows, int64(first)))
+            with block, cgutils.for_range(b, count) as loop:
+                start, end = v.at(cells, b.mul(loop.index, step)), v.at(to, b.mul(loop.index, int64(width)))
+                for first in range(0, width, v.lanes):
+                    place, there = v.at(start, b.mul(row_step, int64(first))), v.first(b.sub(rows, int64(first)))
                     indices = b.mul(v.iota, v.splat(row_step))
-                    column = v.masked_load(start, there) if is_near else v.gather(start, indices, there)
-                    mask = ir.Constant(v.mask, [lane < TILE_ROWS - first for lane in range(v.lanes)])
-                    v.masked_store(column, v.at(to, first), mask)
-    return context.get_dummy_value()
+                    column = v.masked_load(place, there) if is_near else v.gather(place, indices, there)
+                    mask = ir.Constant(v.mask, [lane < width - first for lane in range(v.lanes)])
+                    v.masked_store(column, v.at(end, first), mask)

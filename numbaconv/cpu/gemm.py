@@ -12,7 +12,7 @@ from typing import Any
 from numba.core import types
 from numba.extending import intrinsic
 
-from .simd import I64, Vectors, data_pointer, int64
+from .simd import I64, Vectors, data_pointer, int64, odd_multiples
 from .target import target
 
 TILE_ROWS = target().tile_rows
@@ -26,41 +26,42 @@ LINE_TURNS = 1 << (-(-TILE_VECTORS * target().vector_bytes // LINE_BYTES)).bit_l
 
 @intrinsic
 def multiply_tile(  # type: ignore[no-untyped-def]
-    typingctx, runs, run_count, factors, factors_offset, panel, result, row_step, rows, columns, accumulate, bias, bias_offset,
+    typingctx, runs, run_count, factors, factor_row, factor_step, panel, result, row_step, rows, columns, accumulate, bias, bias_offset,
     ahead, ahead_step,
 ):  # fmt: skip
     """Add one tile of a product to the result, or store it there.
 
-    result[r * row_step + l] = start + sum over products of factors[factors_offset + k * TILE_ROWS + r] * panel[j * W + l]
+    result[r * row_step + l] = start + sum over products of factor(r, k) * panel[j * W + l]
 
-    for r < rows, l < columns, W = TILE_VECTORS * lanes (rows >= TILE_ROWS and columns >= W mean the full tile); ``start`` is the
-    result itself where ``accumulate`` is not 0, else bias[bias_offset + r].  Each sum is one chain of multiply-adds along k, which is
-    added to ``start`` at the end.
+    where factor(r, k) is the element at the byte address factors + r * factor_row + k * factor_step, for r < rows, l < columns,
+    W = TILE_VECTORS * lanes (rows >= TILE_ROWS and columns >= W mean the full tile); ``start`` is the result itself where ``accumulate`` is
+    not 0, else bias[bias_offset + r].  Each sum is one chain of multiply-adds along k, which is added to ``start`` at the end.
 
     runs : int64 array of pairs (first k, number of products > 0), of which the first ``run_count`` are taken; k jumps from run to run,
         j counts the products.
-    factors, panel, bias : one-dimensional contiguous arrays of one dtype: float32, float64, int32, int64, or uint32 for pairs of int16
-        whose products are summed in 32 bits.  Lanes beyond ``columns``, and rows beyond ``rows``, are read too: up to whole vectors, and
-        to the next number of ROWS.
+    factors : int64 byte address of the factors, steps in bytes.
+    panel, bias : one-dimensional contiguous arrays of one dtype: float32, float64, int32, int64, or uint32 for pairs of int16 whose
+        products are summed in 32 bits.  Lanes beyond ``columns``, and rows beyond ``rows``, are read too: up to whole vectors, and to the
+        next number of ROWS.
     ahead : int64 byte address that is asked for before it is needed, ``ahead_step`` bytes further with each product; any is allowed.
     result : int64 byte address.  All other arguments are int64 numbers, of elements where they are offsets or steps.
     """
     n = types.int64
-    return types.void(runs, n, factors, n, panel, n, n, n, n, n, bias, n, n, n), _emit_tile
+    return types.void(runs, n, n, n, n, panel, n, n, n, n, n, bias, n, n, n), _emit_tile
 
 
 def _emit_tile(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     def element(position: int, offset: Any) -> Any:
         return builder.gep(data_pointer(context, builder, signature.args[position], arguments[position]), [offset])
 
-    tile = Tile(builder, signature.args[2].dtype)
+    tile = Tile(builder, signature.args[5].dtype)
     tile.runs, tile.run_count = element(0, int64(0)), arguments[1]
-    tile.factors, tile.panel = element(2, arguments[3]), element(4, int64(0))
-    tile.result = tile.v.pointer(arguments[5])
-    tile.row_step, tile.rows, tile.columns = arguments[6:9]
-    tile.accumulate = builder.icmp_signed("!=", arguments[9], int64(0))
-    tile.bias = element(10, arguments[11])
-    tile.ahead, tile.ahead_step = arguments[12:14]
+    tile.factors, tile.factor_row, tile.factor_step = arguments[2:5]
+    tile.panel, tile.result = element(5, int64(0)), tile.v.pointer(arguments[6])
+    tile.row_step, tile.rows, tile.columns = arguments[7:10]
+    tile.accumulate = builder.icmp_signed("!=", arguments[10], int64(0))
+    tile.bias = element(11, arguments[12])
+    tile.ahead, tile.ahead_step = arguments[13:15]
     tile.emit()
     return context.get_dummy_value()
 
@@ -71,6 +72,8 @@ class Tile:
     runs: Any
     run_count: Any
     factors: Any
+    factor_row: Any
+    factor_step: Any
     panel: Any
     result: Any
     row_step: Any
@@ -136,7 +139,7 @@ class Tile:
         b.cbranch(b.icmp_signed("<", run, self.run_count), setup, done)
         b.position_at_end(setup)
         first, count = (b.load(b.gep(self.runs, [b.add(b.mul(run, int64(2)), int64(field))])) for field in (0, 1))
-        factor = v.at(self.factors, b.mul(first, int64(TILE_ROWS)))
+        factor = b.add(self.factors, b.mul(first, self.factor_step))
         panel = v.at(self.panel, b.mul(made, int64(TILE_VECTORS * v.lanes)))
         ahead_after, sums_after = self._product_loop(setup, latch, count, factor, panel, ahead, sums)
         b.position_at_end(latch)
@@ -154,10 +157,10 @@ class Tile:
     ) -> tuple[Any, list[list[Any]]]:
         """Multiply-adds of one run, from block ``before`` to block ``after``: the address ahead and the accumulators at its end."""
         b, v = self.builder, self.v
-        loop = b.append_basic_block("tile.products")
+        loop, rows = b.append_basic_block("tile.products"), odd_multiples(b, self.factor_row, len(sums))
         b.branch(loop)
         b.position_at_end(loop)
-        left, f, p, a = b.phi(I64), b.phi(factors.type), b.phi(panel.type), b.phi(I64)
+        left, f, p, a = b.phi(I64), b.phi(I64), b.phi(panel.type), b.phi(I64)
         running = [[b.phi(v.vector) for _ in row] for row in sums]
         if SPREAD:
             self._prefetch(left)
@@ -165,9 +168,9 @@ class Tile:
         columns = [v.load(v.at(p, j * v.lanes)) for j in range(len(sums[0]))]
         new = []
         for r, row in enumerate(running):
-            factor = v.broadcast(v.at(f, r))
+            factor = v.broadcast(v.nth(f, rows, r))
             new.append([v.multiply_add(factor, column, total) for column, total in zip(columns, row)])
-        left_after, f_after, p_after = b.sub(left, int64(1)), v.at(f, TILE_ROWS), v.at(p, TILE_VECTORS * v.lanes)
+        left_after, f_after, p_after = b.sub(left, int64(1)), b.add(f, self.factor_step), v.at(p, TILE_VECTORS * v.lanes)
         a_after = b.add(a, self.ahead_step)
         b.cbranch(b.icmp_signed(">", left_after, int64(0)), loop, after)
         for phi, start, end in [(left, count, left_after), (f, factors, f_after), (p, panel, p_after), (a, ahead, a_after)]:

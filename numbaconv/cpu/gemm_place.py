@@ -90,7 +90,7 @@ def place_turned(
     g[turned.RESULT_IMAGE], g[turned.RESULT_CHANNEL] = (s // result_item for s in result[:2])
     g[turned.SOURCE_ITEM], g[turned.RESULT_ITEM] = item, result_item
     g[turned.RESULT] = sum(axis.first * step for axis, step in zip(part, result[2:]))
-    share = math.ceil(shape.row_blocks / cut.splits)
+    share = math.ceil(-(-shape.rows // shape.lanes) / cut.splits)
     g[turned.STAGED_ROW] = (share | 1) * shape.lanes  # off one cache set
     tasks = math.prod(cut.counts) * cut.splits * batch * p.groups
     return PlacedPart(g, [shift for line in lines for shift in line.shifts], kernel, tasks, kernel * cut.pixels / cut.splits)

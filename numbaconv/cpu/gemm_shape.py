@@ -116,15 +116,50 @@ class GemmShape:
 
         The order of every sum stays the same, and so do its bits.
         """
-        if self.kind.components > 1 or self.kind.together > 1 or self.lanes % TILE_ROWS:
+        return self.turnable and self.turned_cycles < self.panel_cycles
+
+    @property
+    def plain(self) -> bool:
+        """Whether an element is one real number of a product of its own."""
+        return self.kind.components == self.kind.together == 1
+
+    @property
+    def turnable(self) -> bool:
+        return self.plain and self.lanes % TILE_ROWS == 0
+
+    @cached_property
+    def in_place(self) -> bool:
+        """Whether kernels can read a weight where the user keeps it: each part has one tap, and multiplies no zeros that are not there."""
+        p = self.problem
+        if any(tap_count(part) > 1 for part in self.parts):
             return False
-        return sum(self._turned_cycles(part) for part in self.parts) < self.cycles(self.parts)
+        axes = [pair for part in self.parts if tap_count(part) for pair in zip(part, p.source_size)]
+        return not p.transposed or all(taps_that_meet(axis, size) == 1 for axis, size in axes)
+
+    @cached_property
+    def panel_cycles(self) -> float:
+        """With panels."""
+        return self.cycles(self.parts)
+
+    @cached_property
+    def turned_cycles(self) -> float:
+        """With turned roles."""
+        return sum(self._turned_cycles(part) for part in self.parts)
+
+    @cached_property
+    def turned_tasks(self) -> float:
+        """Tasks of an image that use an element of the weight, on average."""
+        sizes = [tap_count(part) * math.prod(self._turned_blocks(part)[0].counts) for part in self.parts]
+        return sum(sizes) / max(1, sum(map(tap_count, self.parts)))
 
     def _turned_cycles(self, part: Part) -> float:
+        return self._turned_blocks(part)[1] * self._share_met(part)
+
+    def _turned_blocks(self, part: Part) -> tuple[turned_shape.Blocks, float]:
+        """On one thread, in contiguous arrays."""
         p = self.problem
         strides = [math.prod(p.source_size[axis + 1 :]) for axis in range(3)], [math.prod(p.result_size[axis + 1 :]) for axis in range(3)]
-        cycles = self.turned_blocks(turned_shape.lines_of(part, p.source_size, *strides), p.groups, 1)[1]
-        return cycles * self._share_met(part)
+        return self.turned_blocks(turned_shape.lines_of(part, p.source_size, *strides), p.groups, 1)
 
     def turned_blocks(self, lines: turned_shape.Lines, members: int, threads: int) -> tuple[turned_shape.Blocks, float]:
         at_once = blocking(self.channels, math.prod(len(line.shifts) for line in lines), self.kind)[0]
@@ -141,8 +176,7 @@ class GemmShape:
     @cached_property
     def seconds(self) -> float:
         """Estimated time of one image on one thread."""
-        cycles = sum(self._turned_cycles(part) for part in self.parts) if self.turned else self.cycles(self.parts)
-        return cycles / CYCLES_A_SECOND
+        return (self.turned_cycles if self.turned else self.panel_cycles) / CYCLES_A_SECOND
 
     def cycles(self, parts: list[Part]) -> float:
         """With panels."""

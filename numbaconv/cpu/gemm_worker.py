@@ -23,13 +23,15 @@ NEVER, NOTHING = 1 << 62, -1
 
 
 @kernel()
-def work(source, result, parts, shifts, weight, bias, skipping, source_like, result_like, counter):  # type: ignore[no-untyped-def]
+def work(source, result, parts, shifts, weight, bias, skipping, place, orders, source_like, result_like, counter):  # type: ignore[no-untyped-def]
     """Tasks of any part until none is left: each some panels of one image and group, and a share of the rows.
 
     parts : int64 array, a row of fields each; shifts : int64 array, those of all parts.
     weight, bias : arrays of the dtype of the sums, or of uint32 where the weight is of pairs; source, result : int64 byte addresses;
         source_like, result_like : empty arrays that tell the dtypes there.
     skipping : whether taps that read nothing but padding may be left out.
+    place, orders : int64 byte address and array: 0 and empty, or where a weight of one tap is read as the user keeps it: at ``place``, and
+        from WEIGHT of each part on where its tap begins, and the strides of a group, a row and a channel (elements).
     """
     width, spare = TILE_VECTORS * lanes_of(weight), ALIGNMENT // weight.itemsize
     panel_size = stage_size = table_size = tables = panels = 0
@@ -57,8 +59,8 @@ def work(source, result, parts, shifts, weight, bias, skipping, source_like, res
         g = parts[part]
         task -= parts[part - 1, LAST_TASK] if part > 0 else 0
         _compute(
-            g, shifts[g[SHIFTS] :], weight, bias, source, result + g[RESULT], skipping, source_like, result_like,
-            task, panel, staged, table, counts, runs, origins, tabled,
+            g, shifts[g[SHIFTS] :], weight, bias, source, result + g[RESULT], skipping, place, orders[g[WEIGHT] if orders.size else 0 :],
+            source_like, result_like, task, panel, staged, table, counts, runs, origins, tabled,
         )  # fmt: skip
 
 
@@ -75,7 +77,7 @@ def _stage_size(g, width):  # type: ignore[no-untyped-def]
 
 @kernel(forceinline=True)
 def _compute(  # type: ignore[no-untyped-def]
-    g, shifts, weight, bias, source, result, skipping, source_like, result_like,
+    g, shifts, weight, bias, source, result, skipping, place, order, source_like, result_like,
     task, panel, staged, table, counts, runs, origins, tabled,
 ):  # fmt: skip
     """One task of a part, in the memory of its thread.
@@ -109,8 +111,8 @@ def _compute(  # type: ignore[no-untyped-def]
                 next_i = i + 1 if number + 1 < last else 0
                 next_at = at if next_i else at + channels * g[pack.SOURCE_CHANNEL] * source_like.itemsize
                 _multiply_panel(
-                    g, weight, bias, group, k, first_row, last_row, into, number, panel, runs, run_count,
-                    table, counts, origins, next_i if taps == 1 else NOTHING, next_at, channels, source_like,
+                    g, weight, bias, place, order, group, k, first_row, last_row, into, number, panel, runs, run_count,
+                    table, counts, origins, next_i if taps == 1 else NOTHING, next_at, channels, i == 0, source_like,
                 )  # fmt: skip
                 into += apart
     if g[STAGED]:
@@ -119,27 +121,36 @@ def _compute(  # type: ignore[no-untyped-def]
 
 @kernel(forceinline=True)
 def _multiply_panel(  # type: ignore[no-untyped-def]
-    g, weight, bias, group, k, first_row, last_row, into, number, panel, runs, run_count,
-    table, counts, origins, next_i, next_at, channels, like,
+    g, weight, bias, place, order, group, k, first_row, last_row, into, number, panel, runs, run_count,
+    table, counts, origins, next_i, next_at, channels, fresh, like,
 ):  # fmt: skip
     """Row blocks [first_row, last_row) of a group's weight, from product ``k`` on, times a panel, into the result or the staged copy.
 
     into : byte address of the panel's first pixel there.
     next_i, next_at : which table the panel that is packed next has, or NOTHING, and the address of its first channel: of its lines one
         after the other is asked for, in all channels, in the time of one tile each.
+    fresh : whether the panel is the first to take this K block.
     """
     width, between = TILE_VECTORS * lanes_of(weight), g[pack.SOURCE_CHANNEL] * like.itemsize
     columns = min(width, g[PIXELS] - number * width)
     step, products = width if g[STAGED] else g[RESULT_CHANNEL], products_of(g, g[CHANNELS]) * g[KERNEL]
+    row_blocks, factor_row, factor_step, of_block = -(-g[ROWS] // TILE_ROWS), 1, TILE_ROWS, products * TILE_ROWS
+    factors = address_of(weight) + (g[WEIGHT] + group * row_blocks * of_block) * weight.itemsize
+    if order.size:
+        factor_row, factor_step, of_block = order[2], order[3], order[2] * TILE_ROWS
+        factors = place + (order[0] + group * order[1]) * weight.itemsize
+    factor_row, factor_step, of_block = factor_row * weight.itemsize, factor_step * weight.itemsize, of_block * weight.itemsize
+    factors += k * factor_step
     for row in range(first_row, last_row):
-        block = group * -(-g[ROWS] // TILE_ROWS) + row
-        offset = g[WEIGHT] + (block * products + k) * TILE_ROWS
         address, rows = into + row * TILE_ROWS * step * weight.itemsize, min(TILE_ROWS, g[ROWS] - row * TILE_ROWS)
         ahead, ahead_step = address, 0
-        if next_i != NOTHING and row - first_row < lines_of(g, counts, next_i):
+        if order.size and fresh:  # memory that no cache foresees, if it is that of a transposed weight
+            ahead, ahead_step = factors + (row + 2) * of_block, factor_step
+        elif next_i != NOTHING and row - first_row < lines_of(g, counts, next_i):
             ahead, ahead_step = next_at + line_of(g, table, counts, origins, next_i, row - first_row, like), between
         multiply_tile(
-            runs, run_count, weight, offset, panel, address, step, rows, columns, k, bias, block * TILE_ROWS, ahead, ahead_step
+            runs, run_count, factors + row * of_block, factor_row, factor_step, panel, address, step, rows, columns,
+            k, bias, (group * row_blocks + row) * TILE_ROWS, ahead, ahead_step,
         )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 import itertools
 import math
 from functools import cached_property, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba.core import config
@@ -38,17 +38,18 @@ from .calls import Call
 from .direct import Direct
 from .elements import like
 from .gemm import TILE_ROWS, TILE_VECTORS
-from .gemm_costs import blocking
+from .gemm_costs import CYCLES_A_SECOND, PACK_CYCLES, READ_CYCLES, READ_FAR_CYCLES, STRIP_COPY_CYCLES, STRIP_CYCLES, blocking
 from .gemm_place import PlacedPart, place_panels, place_turned
 from .gemm_shape import MOST_PANELS, MOST_PARTS, GemmShape
 from .gemm_worker import ALIGNMENT
 from .layouts import address
-from .pack_weight import as_real, pack_weight
+from .pack_weight import as_real, pack_pieces
 from .target import target
-from .threads import most_threads, team_size
+from .threads import most_threads, share, team_size
 
 _PAIRED = np.dtype(np.int16)
-_FLAGS = {value: np.array([value], np.int64) for value in (False, True)}
+_NO_ORDERS = np.empty(0, np.int64)
+SMALL_WEIGHT = 1 << 14  # elements, up to which to decide how one is read takes as long as to pack it
 STAGED_BYTES = 256 << 10  # of results that are staged, unless one panel needs more
 
 
@@ -80,6 +81,13 @@ class ImplicitGemm:
         return ImplicitGemmSetup(problem)
 
 
+class Lent(NamedTuple):
+    """A weight and a bias as the user keeps them, for one call."""
+
+    weight: AnyArray
+    bias: AnyArray | None
+
+
 class Placed(NamedTuple):
     """The parts of the problem in given layouts and for a number of threads.
 
@@ -102,7 +110,7 @@ class ImplicitGemmSetup(GemmShape):
     @cached_property
     def workspace(self) -> int:
         """Upper bound of the bytes that ``run`` allocates: of each thread a panel, tables, and a copy of a panel's results."""
-        own = most_threads() * (self.turned_bytes if self.turned else self._panel_bytes)
+        own = most_threads() * max(self.turned_bytes if self.turnable else 0, 0 if self.turned else self._panel_bytes)
         return max(own, Direct().setup(self.problem).workspace) if self.problem.transposed else own
 
     @property
@@ -130,12 +138,11 @@ class ImplicitGemmSetup(GemmShape):
 
     @property
     def packed_bytes(self) -> int:
-        return (self.weight_starts[-1] + self._bias_size) * self.kind.sums.itemsize + 8
+        return (self.weight_starts[-1] + self._bias_size(self.block)) * self.kind.sums.itemsize + 8
 
-    @cached_property
-    def _bias_size(self) -> int:
+    def _bias_size(self, block: int) -> int:
         """Elements of the padded bias, of which the microkernel may read some beyond the last row's."""
-        return self.problem.groups * self.row_blocks * self.block + TILE_VECTORS * self.lanes
+        return self.problem.groups * -(-self.rows // block) * block + TILE_VECTORS * self.lanes
 
     # ---- arrays --------------------------------------------------------------------------------------------------
     def pack(self, weight: AnyArray, bias: AnyArray | None) -> tuple[AnyArray, ...]:
@@ -148,87 +155,145 @@ class ImplicitGemmSetup(GemmShape):
         elements, spare = self.weight_starts[-1] * together, ALIGNMENT // element.itemsize
         packed = np.empty(elements + spare, element)
         first = -address(packed) // element.itemsize % spare
-        packed, place, finite = packed[first : first + elements], address(weight), True
-        for start, numbers, taps in self._orders(weight, weight):
-            finite &= pack_weight(place, numbers, taps, packed, start * together)
-        flag = _FLAGS[finite]
-        if p.transposed and not finite:
-            return flag, *Direct().setup(p).pack(given, bias)
-        padded = np.zeros(self._bias_size // components, ELEMENTS[p.dtype].accumulator)
+        packed, place, finite = packed[first : first + elements], address(weight), np.ones(1, np.int64)
+        orders = self._orders(weight, weight)
+        for start, (numbers, taps, pieces) in zip(self.weight_starts, orders):
+            seconds = weight.size / len(orders) * PACK_CYCLES / CYCLES_A_SECOND
+            share(pack_pieces, (place, numbers, taps, packed, start * together, finite, pieces), pieces, seconds)
+        if p.transposed and not finite[0]:
+            return finite, *Direct().setup(p).pack(given, bias)
+        return finite, packed if packed.dtype == sums else packed.view(sums), self._padded(bias, self.block)
+
+    def _padded(self, bias: AnyArray | None, block: int) -> AnyArray:
+        """The bias, with zeros where a group's last block of rows is not full, and behind."""
+        p, components = self.problem, self.kind.components
+        padded = np.zeros(self._bias_size(block) // components, ELEMENTS[p.dtype].accumulator)
         if bias is not None:
             rows = padded[: -(TILE_VECTORS * self.lanes // components)].reshape(p.groups, -1)
             rows[:, : p.result_channels // p.groups] = bias.reshape(p.groups, -1)
-        return flag, *(numbers if numbers.dtype == sums else numbers.view(sums) for numbers in (packed, padded))
+        return padded if padded.dtype == self.kind.sums else padded.view(self.kind.sums)
+
+    def pack_once(self, weight: AnyArray, bias: AnyArray | None) -> Lent:
+        return Lent(weight, bias)
+
+    def _lend(self, lent: Lent, batch: int) -> tuple[Any, ...]:
+        """What :meth:`call` takes of a weight that is used once: packed ahead, or as it is."""
+        weight, bias = lent
+        orders, turned = self._lying(weight, weight, batch) if weight.size > SMALL_WEIGHT else (_NO_ORDERS, False)
+        if not orders.size:
+            return self.pack(weight, bias)
+        padded = self._padded(bias, self.lanes if turned else TILE_ROWS)
+        return np.ones(1, np.int64), np.empty(0, weight.dtype), padded, address(weight), orders, turned
 
     @cached_property
-    def _orders(self) -> Layouts[list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]]:
-        """Of a weight's layout: where each part's packed weight starts, and ``pack_weight``'s numbers and taps."""
+    def _lying(self) -> Layouts[tuple[NDArray[np.int64], bool]]:
+        """Of a weight's layout, for a batch: the kernels' ``orders``, for panels of one tap to read it, or with turned roles (True) for
+        tasks to pack strips of it; or none where to pack it ahead takes the least time."""
 
-        def order(weight: AnyArray, _: AnyArray) -> list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+        def find(weight: AnyArray, _: AnyArray, batch: int) -> tuple[NDArray[np.int64], bool]:
+            if not self.plain or weight.dtype != self.kind.sums:
+                return _NO_ORDERS, False
+            orders = self._orders(weight, weight)
+            neighbours = orders[0][0][1] == 1  # the rows
+            options = [(self.seconds * CYCLES_A_SECOND * batch + weight.size * PACK_CYCLES, False)]
+            if self.in_place and self.rows % TILE_ROWS == 0:
+                each = READ_FAR_CYCLES if neighbours else READ_CYCLES
+                options.append((self.panel_cycles * batch + weight.size * each, False))
+            if self.turnable:
+                each = STRIP_COPY_CYCLES if neighbours else STRIP_CYCLES
+                options.append((self.turned_cycles * batch + weight.size * each * batch * self.turned_tasks, True))
+            best = min(options)
+            if best is options[0]:
+                return _NO_ORDERS, False
+            found = list[int]()
+            for numbers, taps, _pieces in orders:
+                found += [0 if best[1] else int(taps[:1].sum()), *numbers[:3], *taps]  # panels begin at the only tap
+            return np.array(found, np.int64), best[1]
+
+        return Layouts(find)
+
+    @cached_property
+    def _orders(self) -> Layouts[list[tuple[NDArray[np.int64], NDArray[np.int64], int]]]:
+        """Of a weight's layout: ``pack_pieces``' numbers, taps and pieces, of each part of a transposed convolution, else of all."""
+
+        def order(weight: AnyArray, _: AnyArray) -> list[tuple[NDArray[np.int64], NDArray[np.int64], int]]:
             p, components = self.problem, self.kind.components
             steps = [step // weight.itemsize for step in weight.strides]
             of_filter, of_channel = (steps[1], steps[0]) if p.transposed else (steps[0], steps[1])
             of_group, channels = steps[0] * p.out_per_group * components, self.channels * components
             found = []
-            for start, part in dict(zip(self.weight_starts, self.parts)).items():
+            for part in self.parts if p.transposed else self.parts[:1]:
                 at_once = blocking(self.channels, tap_count(part), self.kind)[0] * components
                 numbers = [of_group, of_filter, of_channel, p.groups, self.rows, channels, at_once, self.kind.together, self.block]
                 offsets = [sum(k * step for k, step in zip(tap, steps[2:])) for tap in itertools.product(*(axis.taps for axis in part))]
-                found.append((start, np.array(numbers, np.int64), np.array(offsets, np.int64)))
+                count = p.groups * self.row_blocks * -(-channels // at_once) if offsets else 0
+                found.append((np.array(numbers, np.int64), np.array(offsets, np.int64), count))
             return found
 
         return Layouts(order)
 
-    def run(self, source: AnyArray, packed: tuple[AnyArray, ...], result: AnyArray) -> None:
-        if self.problem.transposed and not packed[0][0]:
-            Direct().setup(self.problem).run(source, packed[1:], result)
-        else:
+    def run(self, source: AnyArray, packed: tuple[Any, ...], result: AnyArray) -> None:
+        given = packed
+        if isinstance(given, Lent):
+            packed = self._lend(given, len(source))
+        if not self.problem.transposed or packed[0][0]:
             self.call(source, packed, result).run(address(source), address(result))
+        if self.problem.transposed and not packed[0][0]:  # as strips may have shown only now
+            direct = Direct().setup(self.problem)
+            direct.run(source, direct.pack(*given) if isinstance(given, Lent) else packed[1:], result)
 
-    def call(self, source: AnyArray, packed: tuple[AnyArray, ...], result: AnyArray) -> Call:
+    def call(self, source: AnyArray, packed: tuple[Any, ...], result: AnyArray) -> Call:
         """``run`` with a weight that is finite or not transposed; zeros of a transposed convolution may be written already."""
-        finite, weight, bias, *_ = packed
+        finite, weight, bias, *lent = packed
+        place, orders, turned = lent or (0, _NO_ORDERS, self.turned)
         seconds = self.seconds * source.shape[0]
-        placed, met = self._layouts(source, result, team_size(seconds))
+        placed, met = self._layouts[turned, bool(lent)](source, result, team_size(seconds))
         if self.problem.transposed and len(met.geometry) < len(placed.geometry) and not bias.view(np.uint8).any():
             result[...] = 0  # all at once takes less time than every other cell
             placed = met
-        arguments = placed.geometry, placed.shifts, weight, bias, int(finite[0])
-        if self.turned:
-            return Call(turned_worker.work_turned, arguments, placed.tasks, seconds)
-        return Call(gemm_worker.work, (*arguments, *self._likes), placed.tasks, seconds)
+        arguments = placed.geometry, placed.shifts, weight, bias
+        if turned:
+            return Call(turned_worker.work_turned, (*arguments, finite, place, orders), placed.tasks, seconds)
+        skipping = 0 if lent else int(finite[0])
+        return Call(gemm_worker.work, (*arguments, skipping, place, orders, *self._likes), placed.tasks, seconds)
 
     @cached_property
     def _likes(self) -> tuple[AnyArray, AnyArray]:
         return like(self.problem.dtype), like(self.problem.out_dtype)
 
     @cached_property
-    def _layouts(self) -> Layouts[tuple[Placed, Placed]]:
-        """Of the source's and the result's layout and the number of threads: all parts, and those that meet a tap."""
+    def _layouts(self) -> dict[tuple[bool, bool], Layouts[tuple[Placed, Placed]]]:
+        """Whether roles are turned, and the weight read as the user keeps it: then of the source's and the result's layout and the number
+        of threads all parts, and those that meet a tap."""
+        either = False, True
+        return {(turned, lent): Layouts(partial(self._place, turned, lent)) for turned in either for lent in either}
 
-        place = partial(place_turned, self) if self.turned else partial(place_panels, self, self._staged_panels)
+    def _place(self, turned: bool, lent: bool, source: AnyArray, result: AnyArray, threads: int) -> tuple[Placed, Placed]:
+        place = partial(place_turned, self) if turned else partial(place_panels, self, self._staged_panels)
+        starts = self._order_starts if lent else self.weight_starts
+        parts = [
+            place(part, start, len(source), source.strides, result.strides, threads) for part, start in zip(self.parts, starts)
+        ]  # fmt: skip
+        everything = _together(parts, turned)
+        met = [part for part in parts if part.kernel]
+        return everything, everything if len(met) == len(parts) else _together(met, turned)
 
-        def find(source: AnyArray, result: AnyArray, threads: int) -> tuple[Placed, Placed]:
-            parts = [
-                place(part, start, len(source), source.strides, result.strides, threads)
-                for part, start in zip(self.parts, self.weight_starts)
-            ]
-            everything = _together(parts, self.turned)
-            met = [part for part in parts if part.kernel]
-            return everything, everything if len(met) == len(parts) else _together(met, self.turned)
-
-        return Layouts(find)
+    @property
+    def _order_starts(self) -> list[int]:
+        """Where the parts' begin in ``orders`` of the kernels."""
+        sizes = [turned_worker.TAP_OFFSETS + tap_count(part) if self.problem.transposed else 0 for part in self.parts]
+        return [0, *itertools.accumulate(sizes)]
 
 
 def _together(parts: list[PlacedPart], turned: bool) -> Placed:
     """Parts one after the other, with their tasks and shifts numbered through; those of the longest tasks first, as shorter ones at the
     end leave fewer threads waiting."""
-    last_task, first_shift = (turned_worker.LAST_TASK, turned_worker.SHIFTS) if turned else (gemm_worker.LAST_TASK, gemm_worker.SHIFTS)
+    worker = turned_worker if turned else gemm_worker
     shifts, tasks, rows = list[int](), 0, list[NDArray[np.int64]]()
     for part in sorted(parts, key=lambda part: -part.work):
         tasks += part.tasks
         g = part.geometry.copy()
-        g[last_task], g[first_shift] = tasks, len(shifts)
+        g[worker.LAST_TASK], g[worker.SHIFTS] = tasks, len(shifts)
         shifts += part.shifts
         rows.append(g)
     return Placed(np.array(rows), np.array(shifts, np.int64), tasks)

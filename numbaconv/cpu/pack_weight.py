@@ -6,9 +6,10 @@ import numpy as np
 
 from ..arrays import AnyArray
 from .compile import kernel
-from .copies import pack_column, pack_columns
+from .copies import pack_columns, pack_each
 from .gemm import TILE_ROWS
 from .simd import lanes_of, load_element
+from .threads import next_task
 
 SPARSE = 4  # elements of memory for each one that is packed, from which on they are not read side by side
 
@@ -31,45 +32,81 @@ def pack_weight(address, numbers, taps, packed, at):  # type: ignore[no-untyped-
 
     address : int64 byte address of the weight.
     numbers : int64 array: strides (elements) of a group, a filter and a channel, groups, filters, channels, the
-        channels of a K block and those of one product (together), rows of a block, a multiple of TILE_ROWS.
+        channels of a K block and those of one product (together), rows of a block: TILE_ROWS, or a vector's lanes.
     taps : int64 offsets of the part's taps.
     packed : array of the weight's dtype, of any content; missing rows and channels become zeros.
 
     Returns whether all numbers are finite.
     """
-    finite = True
-    of_group, of_filter, of_channel, groups, filters, channels, at_once, together, block_rows = numbers
-    row_blocks, products = -(-filters // block_rows), -(-channels // together) * len(taps)
-    count = 0
-    for first in range(0, channels if len(taps) else 0, at_once):
-        if count != min(at_once, channels - first):
-            count = min(at_once, channels - first)
-            low, most, places = _places(taps, of_filter, of_channel, count, block_rows, lanes_of(packed))
-        for group in range(groups):
-            for block in range(row_blocks):
-                begin = at + ((group * row_blocks + block) * products + first // together * len(taps)) * block_rows * together
-                for row in range(0, block_rows, TILE_ROWS):
-                    filter = block * block_rows + row
-                    rows, to = min(TILE_ROWS, filters - filter), begin + row * together
-                    source = address + (group * of_group + filter * of_filter + first * of_channel) * packed.itemsize
-                    if together > 1:
-                        _pack_pairs(source, of_filter, of_channel, rows, taps, count, together, packed, to, block_rows)
-                    elif len(places) == 0:
-                        for tap in taps:
-                            for channel in range(count):
-                                pack_column(source + (channel * of_channel + tap) * packed.itemsize, of_filter, rows, packed, to)
-                                to += block_rows
-                    else:
-                        size, source = len(places) - lanes_of(packed), source + low * packed.itemsize
-                        for channel in range(0, count, most):
-                            pack_columns(source + channel * of_channel * packed.itemsize, of_filter, rows, size, places, packed, to)
-                            to += block_rows
-                finite &= _is_finite(packed[begin : begin + -(-count // together) * len(taps) * block_rows * together])
+    finite, orders = True, _orders(numbers, taps, lanes_of(packed))
+    blocks = numbers[3] * -(-numbers[4] // numbers[8])
+    for piece in range(blocks * -(-numbers[5] // numbers[6]) if len(taps) else 0):
+        finite &= _pack_piece(address, numbers, taps, orders, piece, packed, at)
     return finite
 
 
+@kernel()
+def pack_pieces(address, numbers, taps, packed, at, finite, pieces, counter):  # type: ignore[no-untyped-def]
+    """:func:`pack_weight` as tasks, a row block of one K block each; finite[0] becomes 0 where a number is not."""
+    orders = _orders(numbers, taps, lanes_of(packed))
+    while True:
+        piece = next_task(counter)
+        if piece >= pieces:
+            break
+        if not _pack_piece(address, numbers, taps, orders, piece, packed, at):
+            finite[0] = 0
+
+
+@kernel()
+def _orders(numbers, taps, lanes):  # type: ignore[no-untyped-def]
+    """What :func:`order_of` tells of whole K blocks, and of the last one."""
+    channels, at_once = numbers[5:7]
+    whole = order_of(taps, numbers[1], numbers[2], min(channels, at_once), numbers[8], lanes)
+    if channels % at_once == 0:
+        return whole, whole
+    return whole, order_of(taps, numbers[1], numbers[2], channels % at_once, numbers[8], lanes)
+
+
+@kernel(forceinline=True)
+def _pack_piece(address, numbers, taps, orders, piece, packed, at):  # type: ignore[no-untyped-def]
+    """One K block of one row block of a group: numbered so that the memory of a weight is read from its beginning to its end."""
+    of_group, of_filter, of_channel, groups, filters, channels, at_once, together, block_rows = numbers
+    row_blocks, pieces = -(-filters // block_rows), -(-channels // at_once)
+    if abs(of_channel) > abs(of_filter):
+        channel, block = piece // (groups * row_blocks) * at_once, piece % (groups * row_blocks)
+    else:
+        channel, block = piece % pieces * at_once, piece // pieces
+    first, count = block % row_blocks * block_rows, min(at_once, channels - channel)
+    source = address + (block // row_blocks * of_group + first * of_filter + channel * of_channel) * packed.itemsize
+    rows, each = min(block_rows, filters - first), len(taps) * block_rows * together
+    at += (block * -(-channels // together) + channel // together) * each
+    if together > 1:
+        _pack_pairs(source, of_filter, of_channel, rows, taps, count, together, packed, at, block_rows)
+    else:
+        pack_rows(source, of_filter, of_channel, rows, taps, count, orders[0 if count == at_once else 1], packed, at, block_rows)
+    return is_finite(packed[at : at + -(-count // together) * each])
+
+
+@kernel()
+def pack_rows(source, of_filter, of_channel, rows, taps, channels, order, packed, at, block_rows):  # type: ignore[no-untyped-def]
+    """Write ``rows`` rows of one K block as (taps, channels, block_rows) from packed[at] on.
+
+    source : int64 byte address of the first one's first channel; order : what :func:`order_of` tells.
+    """
+    low, most, places = order
+    if len(places) == 0:
+        for t in range(len(taps)):
+            to = at + t * channels * block_rows
+            pack_each(source + taps[t] * packed.itemsize, of_filter, rows, of_channel, channels, packed, to, block_rows)
+    else:
+        size = len(places) - lanes_of(packed)
+        for channel in range(0, channels, most):
+            start = source + (low + channel * of_channel) * packed.itemsize
+            pack_columns(start, of_filter, rows, size, places, packed, at + channel * block_rows, block_rows)
+
+
 @kernel(fastmath={"contract", "reassoc", "nsz"})
-def _is_finite(numbers):  # type: ignore[no-untyped-def]
+def is_finite(numbers):  # type: ignore[no-untyped-def]
     """Whether all numbers are finite, which the cache still holds."""
     zero = numbers.dtype.type(0)
     total = zero
@@ -79,12 +116,15 @@ def _is_finite(numbers):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _places(taps, of_filter, of_channel, channels, block_rows, lanes):  # type: ignore[no-untyped-def]
+def order_of(taps, of_filter, of_channel, channels, block_rows, lanes):  # type: ignore[no-untyped-def]
     """How the elements of a K block lie side by side in memory: (offset of the first one, channels at once, place of each in K or -1).
 
     All channels at once where they are neighbours, else one; no places, but a vector of -1 behind, where elements lie too far apart.
     """
-    low, nowhere = taps.min(), np.empty(0, np.int64)
+    nowhere = np.empty(0, np.int64)
+    if len(taps) == 0:
+        return 0, 1, nowhere
+    low = taps.min()
     span = taps.max() - low + 1
     most = channels if 0 < of_channel < SPARSE * len(taps) else 1
     size, wanted = span + (most - 1) * of_channel, most * len(taps)

@@ -50,6 +50,7 @@ class Vectors:
         self.suffix = f"v{self.lanes}{'f' if self.floating else 'i'}{self.bits}"
         self.zero = self.constant(0.0 if self.floating else 0)
         self.no_lane = ir.Constant(self.mask, [0] * self.lanes)
+        self.every_second = ir.Constant(self.mask, [lane % 2 == 0 for lane in range(self.lanes)])
         self.iota = ir.Constant(self.indices, list(range(self.lanes)))
         self._alignment = ir.Constant(I32, self.bytes)
 
@@ -61,6 +62,15 @@ class Vectors:
     def at(self, pointer: Any, index: Any) -> Any:
         """Pointer to the element ``index`` (int or LLVM int64) further on."""
         return self.builder.gep(pointer, [int64(index) if isinstance(index, int) else index])
+
+    def nth(self, address: Any, multiples: dict[int, Any], n: int) -> Any:
+        """Pointer to the n-th of elements that are as far apart as ``multiples`` tell: see :func:`odd_multiples`."""
+        pointer = self.builder.inttoptr(address, I8.as_pointer())
+        if n:
+            scale = n & -n
+            unit = self.builder.bitcast(pointer, ir.IntType(8 * scale).as_pointer())
+            pointer = self.builder.gep(unit, [multiples[n // scale]])
+        return self.builder.bitcast(pointer, self.element.as_pointer())
 
     # ---- values --------------------------------------------------------------------------------------------------
     def splat(self, value: Any) -> Any:
@@ -209,6 +219,11 @@ class Vectors:
     def _call(self, name: str, result: Any, arguments: list[Any]) -> Any:
         signature = ir.FunctionType(result, [argument.type for argument in arguments])
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, signature, name), arguments)
+
+
+def odd_multiples(b: Any, step: Any, count: int) -> dict[int, Any]:
+    """1, 3, 5 ... times a step in bytes: with one of these, and a power of two, one load can address each of up to 16 elements."""
+    return {odd: b.mul(step, int64(odd)) for odd in range(1, count, 2)}
 
 
 def counted(b: Any, count: Any, carried: list[Any], body: Callable[[Any, list[Any]], list[Any]]) -> list[Any]:

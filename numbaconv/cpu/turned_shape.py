@@ -10,6 +10,7 @@ from typing import NamedTuple
 from ..axes import Line, Part, merged
 from .gemm import TILE_ROWS, TILE_VECTORS
 from .gemm_costs import DEPTH, LOAD_CYCLES, tile_cycles
+from .pack_weight import SPARSE
 
 MOST_PIXELS = 512  # of a block, about
 MOST_ACROSS = 256  # pixels of a block in a row
@@ -124,5 +125,6 @@ def workspace(lines: Lines, taps: int, at_once: int, rows: int, lanes: int, item
     cells = (MOST_ACROSS - 1) * lines[2].step + reach[2] + 2 * lanes
     box = max(MOST_BOX, reach[0] * reach[1] * cells * at_once)
     staged = max(MOST_STAGED, MOST_ACROSS * row) // row * (row + lanes)
-    pieces, runs = box // lanes * 24, MOST_PIXELS * (taps + 3) * 8
-    return (box + staged + 2 * lanes) * item + pieces + runs + taps * at_once * 8
+    pieces, runs, strip = box // lanes * 24, MOST_PIXELS * (taps + 3) * 8 + 16, TILE_VECTORS * taps * at_once * lanes
+    order = (SPARSE * taps * at_once + lanes) * 8
+    return (box + staged + strip + 3 * lanes) * item + pieces + runs + taps * at_once * 8 + order

@@ -13,46 +13,46 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from .gemm import LINE_BYTES, TILE_ROWS, TILE_VECTORS
-from .simd import I8, I16, I32, I64, Case, Vectors, data_pointer, int64, switch
+from .simd import I64, Case, Vectors, data_pointer, int64, odd_multiples, switch
 
 
 @intrinsic
 def multiply_turned_tile(  # type: ignore[no-untyped-def]
-    typingctx, runs, first_run, run_count, factors, offsets, pixel_step, pixels, weight, weight_offset, stream, vectors,
+    typingctx, runs, first_run, run_count, factors, offsets, pixel_step, pixels, weight, stream, vectors,
     result, row_step, accumulate, bias, bias_offset,
     ahead, written, written_step,
 ):  # fmt: skip
     """Add one tile of a product to the staged sums, or store it there.
 
-    result[p * row_step + l] = start[l] + sum over k of factor(p, k) * weight[weight_offset + l // lanes * stream + k * lanes + l % lanes]
+    result[p * row_step + l] = start[l] + sum over k of factor(p, k) * weight[l // lanes * stream + k * lanes + l % lanes]
 
     for p < pixels <= TILE_ROWS, l < vectors * lanes, vectors <= TILE_VECTORS, where factor(p, k) is the element at the byte address
     factors + offsets[k] + p * pixel_step; ``start`` is the result itself where ``accumulate`` is not 0, else bias[bias_offset:].  Each
     sum is one chain of multiply-adds along k, which is added to ``start`` at the end.
 
     runs : int64 array of pairs (first k, number of products > 0), of which the ``run_count`` from pair ``first_run`` on are taken.
-    offsets : int64 array, in bytes; weight, bias : one-dimensional contiguous arrays of one dtype.
-    result : int64 byte address of vectors.
+    offsets : int64 array, in bytes; bias : one-dimensional contiguous array of the dtype of all.
+    weight, result : int64 byte addresses, the result's of vectors.
     ahead : int64 byte address that is asked for before it is needed, a line further with each product; written, written_step : lines that
         will be written, one for each row, and the bytes from one to the next.  Any addresses are allowed.
     """
     n = types.int64
-    return types.void(runs, n, n, n, offsets, n, n, weight, n, n, n, n, n, n, bias, n, n, n, n), _emit
+    return types.void(runs, n, n, n, offsets, n, n, n, n, n, n, n, n, bias, n, n, n, n), _emit
 
 
 def _emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     def element(position: int, offset: Any) -> Any:
         return builder.gep(data_pointer(context, builder, signature.args[position], arguments[position]), [offset])
 
-    tile = _Tile(builder, signature.args[7].dtype)
+    tile = _Tile(builder, signature.args[13].dtype)
     tile.runs, tile.run_count = element(0, builder.mul(arguments[1], int64(2))), arguments[2]
     tile.factors, tile.offsets, tile.pixel_step = arguments[3], element(4, int64(0)), arguments[5]
-    tile.weight, tile.stream = element(7, arguments[8]), arguments[9]
-    tile.result, tile.row_step = tile.v.pointer(arguments[11]), arguments[12]
-    tile.accumulate = builder.icmp_signed("!=", arguments[13], int64(0))
-    tile.bias = element(14, arguments[15])
-    tile.ahead, tile.written, tile.written_step = arguments[16:19]
-    pixels, vectors = arguments[6], arguments[10]
+    tile.weight, tile.stream = tile.v.pointer(arguments[7]), arguments[8]
+    tile.result, tile.row_step = tile.v.pointer(arguments[10]), arguments[11]
+    tile.accumulate = builder.icmp_signed("!=", arguments[12], int64(0))
+    tile.bias = element(13, arguments[14])
+    tile.ahead, tile.written, tile.written_step = arguments[15:18]
+    pixels, vectors = arguments[6], arguments[9]
     cases: list[Case] = [
         ((p - 1) * TILE_VECTORS + n - 1, partial(tile.emit, p, n)) for p in range(1, TILE_ROWS + 1) for n in range(1, TILE_VECTORS + 1)
     ]
@@ -87,7 +87,7 @@ class _Tile:
         b, v = self.builder, self.v
         before = b.block
         head, setup, loop, latch, done = (b.append_basic_block("turned." + name) for name in ("run", "setup", "products", "next", "sums"))
-        odd_steps = {odd: b.mul(self.pixel_step, int64(odd)) for odd in range(1, pixels, 2)}
+        steps = odd_multiples(b, self.pixel_step, pixels)
         streams = [b.mul(self.stream, int64(j)) for j in range(vectors)]
         b.branch(head)
         b.position_at_end(head)
@@ -101,7 +101,7 @@ class _Tile:
         b.position_at_end(loop)
         k, a = b.phi(I64), b.phi(I64)
         running = [[b.phi(v.vector) for _ in row] for row in sums]
-        factors = b.inttoptr(b.add(self.factors, b.load(b.gep(self.offsets, [k]))), I8.as_pointer())
+        factors = b.add(self.factors, b.load(b.gep(self.offsets, [k])))
         v.prefetch_for_reading(v.pointer(a), level=2)
         turn = b.and_(k, int64((1 << (vectors * v.lanes - 1).bit_length()) - 1))
         v.prefetch_for_writing(v.pointer(b.add(self.written, b.mul(turn, self.written_step))))
@@ -109,7 +109,7 @@ class _Tile:
         columns = [v.load(v.at(row, stream)) for stream in streams]
         new = []
         for p in range(pixels):
-            factor = v.broadcast(self._pixel(factors, odd_steps, p))
+            factor = v.broadcast(v.nth(factors, steps, p))
             new.append([v.multiply_add(factor, column, total) for column, total in zip(columns, running[p])])
         k_after, a_after = b.add(k, int64(1)), b.add(a, int64(LINE_BYTES))
         b.cbranch(b.icmp_signed("<", k_after, end), loop, latch)
@@ -124,14 +124,6 @@ class _Tile:
             _join(outer, (v.zero, before), (after, latch))
         b.position_at_end(done)
         self._store(sums)
-
-    def _pixel(self, factors: Any, odd_steps: dict[int, Any], p: int) -> Any:
-        """Pointer to a pixel's factor: an odd multiple of the step times a power of two, which the address of one load can hold."""
-        scale = p & -p
-        if p:
-            unit = {1: I8, 2: I16, 4: I32}[scale]
-            factors = self.builder.gep(self.builder.bitcast(factors, unit.as_pointer()), [odd_steps[p // scale]])
-        return self.builder.bitcast(factors, self.v.element.as_pointer())
 
     def _store(self, sums: list[list[Any]]) -> None:
         b, v = self.builder, self.v

@@ -14,6 +14,7 @@ from .compile import kernel
 from .copies import copy_lines
 from .elements import load_stored, store_sums_turned_as
 from .gemm import LINE_BYTES, TILE_ROWS, TILE_VECTORS
+from .pack_weight import is_finite, order_of, pack_rows
 from .simd import address_of, lanes_of
 from .threads import next_task
 from .turned_tile import multiply_turned_tile
@@ -25,18 +26,24 @@ SOURCE_SIZE, SOURCE_STRIDE, RESULT_SIZE, RESULT_STRIDE, STEP, TAPS, LOW, REACH, 
     RESULT_ITEM, CHANNELS_AT_ONCE, TAPS_AT_ONCE, CELLS, STAGED_ROW, WEIGHT, SPLITS, LAST_TASK, SHIFTS, LOADED, STORED, FIELDS,
 ) = range(33, 57)  # fmt: skip
 
+TAP_OFFSETS = 4  # where they begin in an order
+
 _source_index = kernel(forceinline=True)(source_index)
 
 
 @kernel()
-def work_turned(source, result, parts, shifts, weight, bias, skipping, counter):  # type: ignore[no-untyped-def]
+def work_turned(source, result, parts, shifts, weight, bias, finite, place, orders, counter):  # type: ignore[no-untyped-def]
     """Tasks of any part until none is left: each a block of pixels of one image and group, and a share of the rows.
 
     parts : int64 array, a row of fields each; shifts : int64 array, those of all parts.
     weight, bias : arrays of the dtype of the sums; source, result : int64 byte addresses.
-    skipping : whether taps that read nothing but padding may be left out.
+    finite : int64 array: whether the weight is, so that taps that read nothing but padding may be left out.
+    place, orders : int64 byte address and array: 0 and empty, or where the weight lies as the user keeps it: at ``place``, and from WEIGHT
+        of each part on 0, the strides of a group, a row and a channel, and the offsets of the taps (elements).  Strips are then packed
+        where they are used, and finite[0] becomes 0 where one is not finite.
     """
     box_size = stage_size = products = lines = pieces = taps = 0
+    lanes = lanes_of(weight)
     for part in range(len(parts)):
         g = parts[part]
         rows = g[SPAN] * g[SPAN + 1]
@@ -46,7 +53,8 @@ def work_turned(source, result, parts, shifts, weight, bias, skipping, counter):
     spare = LINE_BYTES // weight.itemsize
     box, staged = _aligned(np.empty(box_size + spare, weight.dtype)), _aligned(np.empty(stage_size + spare, weight.dtype))
     offsets, copies = np.empty(products, np.int64), np.empty((pieces, 3), np.int64)
-    runs, run_counts = np.empty(lines * (taps + 2), np.int64), np.empty(lines, np.int64)
+    runs, run_counts = np.empty(2 + lines * (taps + 2), np.int64), np.empty(lines, np.int64)
+    strip = _aligned(np.empty((TILE_VECTORS * products * lanes if orders.size else 0) + spare, weight.dtype))
     tabled = np.full(3, -1)
     part = 0
     while True:
@@ -59,9 +67,10 @@ def work_turned(source, result, parts, shifts, weight, bias, skipping, counter):
             tabled[0], tabled[1] = part, -1
         g = parts[part]
         task -= parts[part - 1, LAST_TASK] if part > 0 else 0
+        order = orders[g[WEIGHT] if orders.size else 0 :]
         _compute(
-            g, shifts[g[SHIFTS] :], weight, bias, source, result + g[RESULT], skipping, task,
-            box, staged, offsets, copies, runs, run_counts, tabled,
+            g, shifts[g[SHIFTS] :], weight, bias, source, result + g[RESULT], finite, place, order, task,
+            box, staged, strip, offsets, copies, runs, run_counts, tabled,
         )  # fmt: skip
 
 
@@ -71,7 +80,9 @@ def _aligned(memory):  # type: ignore[no-untyped-def]
 
 
 @kernel(forceinline=True)
-def _compute(g, shifts, weight, bias, source, result, skipping, task, box, staged, offsets, copies, runs, run_counts, tabled):  # type: ignore[no-untyped-def]
+def _compute(  # type: ignore[no-untyped-def]
+    g, shifts, weight, bias, source, result, finite, place, order, task, box, staged, strip, offsets, copies, runs, run_counts, tabled
+):  # fmt: skip
     """One task of a part, in the memory of its thread.
 
     tabled : int64 array: the part, the first tap and the channels that ``offsets`` are of.
@@ -91,23 +102,26 @@ def _compute(g, shifts, weight, bias, source, result, skipping, task, box, stage
     source += (image * g[SOURCE_IMAGE] + group * g[CHANNELS] * g[SOURCE_CHANNEL]) * g[SOURCE_ITEM]
     result += (image * g[RESULT_IMAGE] + (group * g[ROWS] + first * lanes) * g[RESULT_CHANNEL]) * g[RESULT_ITEM]
     result += (d * g[RESULT_STRIDE] + h * g[RESULT_STRIDE + 1] + w * g[RESULT_STRIDE + 2]) * g[RESULT_ITEM]
-    found = 0
+    found, lying = 0, order_of(order[:0], 0, 0, 0, lanes, lanes)
     for channel in range(0, g[CHANNELS], g[CHANNELS_AT_ONCE]):
         channels = min(g[CHANNELS_AT_ONCE], g[CHANNELS] - channel)
         for tap in range(0, max(g[KERNEL], 1), g[TAPS_AT_ONCE]):
-            taps, k = min(g[TAPS_AT_ONCE], g[KERNEL] - tap), channel * g[KERNEL] + tap
+            taps = min(g[TAPS_AT_ONCE], g[KERNEL] - tap)
             if tabled[1] != tap or tabled[2] != channels:
                 tabled[1], tabled[2], found = tap, channels, 0
                 _set_offsets(g, shifts, tap, taps, channels, weight.itemsize, offsets)
             if found == 0:
                 found = 1
+                skipping = order.size > 0 or finite[0] != 0
                 _find_runs(g, shifts, d, h, w, depth, height, width, tap, taps, channels, skipping, runs, run_counts)
+                if order.size:
+                    lying = order_of(order[TAP_OFFSETS + tap : TAP_OFFSETS + tap + taps], order[2], order[3], channels, lanes, lanes)
             if tap == 0:
                 at = source + channel * g[SOURCE_CHANNEL] * g[SOURCE_ITEM]
                 _fill_box(g, shifts, at, d, h, w, depth, height, width, channels, box, copies)
             _multiply(
-                g, weight, bias, group * vectors + first, min(last * lanes, g[ROWS]) - first * lanes, k, taps * channels,
-                depth, height, width, channels, box, staged, offsets, runs, run_counts, result,
+                g, weight, bias, place, order, lying, finite, group, first, last, channel, channels, tap, taps,
+                depth, height, width, box, staged, strip, offsets, runs, run_counts, result,
             )  # fmt: skip
 
 
@@ -124,15 +138,17 @@ def _set_offsets(g, shifts, tap, taps, channels, item, offsets):  # type: ignore
 
 @kernel(forceinline=True)
 def _find_runs(g, shifts, d, h, w, depth, height, width, tap, taps, channels, skipping, runs, run_counts):  # type: ignore[no-untyped-def]
-    """Which products each line of a block takes: pairs (first k, number of products), TAPS_AT_ONCE // 2 + 1 a line."""
+    """Which products each line of a block takes: pairs (first k, number of products), TAPS_AT_ONCE // 2 + 1 a line, after one of all."""
     high, wide, each = g[TAPS + 1], g[TAPS + 2], g[TAPS_AT_ONCE] // 2 + 1
+    runs[0], runs[1] = 0, taps * channels
     missing = False  # whether a column of taps reads nothing but padding
     for kw in range(wide):
         missing |= not _is_column_met(g, shifts, w, width, kw)
     for line in range(depth * height):
         plane, row = (d + line // height) * g[STEP], (h + line % height) * g[STEP + 1]
         far = plane + g[REACH] > g[SOURCE_SIZE] or row + g[REACH + 1] > g[SOURCE_SIZE + 1]
-        run_counts[line], runs[2 * line * each], runs[2 * line * each + 1] = min(taps, 1), 0, taps * channels
+        start = 1 + line * each
+        run_counts[line], runs[2 * start], runs[2 * start + 1] = min(taps, 1), 0, taps * channels
         if not skipping or g[MODE] != 0 or not (missing or far or plane + g[LOW] < 0 or row + g[LOW + 1] < 0):
             continue
         run_counts[line] = 0
@@ -140,7 +156,7 @@ def _find_runs(g, shifts, d, h, w, depth, height, width, tap, taps, channels, sk
             kw, kh, kd = (tap + t) % wide, (tap + t) // wide % high, (tap + t) // wide // high
             inside = 0 <= plane + shifts[kd] < g[SOURCE_SIZE] and 0 <= row + shifts[g[TAPS] + kh] < g[SOURCE_SIZE + 1]
             if inside and (not missing or _is_column_met(g, shifts, w, width, kw)):
-                last = line * each + run_counts[line] - 1
+                last = start + run_counts[line] - 1
                 if run_counts[line] > 0 and runs[2 * last] + runs[2 * last + 1] == t * channels:
                     runs[2 * last + 1] += channels
                 else:
@@ -200,41 +216,65 @@ def _fill_box(g, shifts, source, d, h, w, depth, height, width, channels, box, c
 
 
 @kernel(forceinline=True)
-def _multiply(  # type: ignore[no-untyped-def]
-    g, weight, bias, vector, rows, k, products, depth, height, width, channels, box, staged, offsets, runs, run_counts, result
-):  # fmt: skip
-    """Add what a box gives for ``rows`` rows, from a vector of the weight on, to the staged sums; write the last ones to the result.
+def _pack_strip(place, order, lying, group, row, rows, channel, channels, tap, taps, strip):  # type: ignore[no-untyped-def]
+    """Pack ``rows`` rows of one K block of a weight that lies as the user keeps it; whether they are finite.
 
-    Each block of the weight is read from far away while the one before is multiplied.
+    strip : vectors of rows, each (K, lanes).
+    """
+    lanes, size = lanes_of(strip), taps * channels
+    for first in range(0, rows, lanes):
+        source = place + (group * order[1] + (row + first) * order[2] + channel * order[3]) * strip.itemsize
+        offsets = order[TAP_OFFSETS + tap : TAP_OFFSETS + tap + taps]
+        pack_rows(source, order[2], order[3], min(lanes, rows - first), offsets, channels, lying, strip, first * size, lanes)
+    return is_finite(strip[: -(-rows // lanes) * size * lanes])
+
+
+@kernel(forceinline=True)
+def _multiply(  # type: ignore[no-untyped-def]
+    g, weight, bias, place, order, lying, finite, group, first, last, channel, channels, tap, taps,
+    depth, height, width, box, staged, strip, offsets, runs, run_counts, result,
+):  # fmt: skip
+    """Add what a box gives for a group's vectors of rows [first, last) to the staged sums; write the last ones to the result.
+
+    Each block of a packed weight is read from far away while the one before is multiplied.
 
     result : byte address of the block's first pixel in the first row.
     """
-    lanes, vectors, across = lanes_of(weight), -(-rows // lanes_of(weight)), g[RESULT_STRIDE + 2]
-    item, runs_each = weight.itemsize, g[TAPS_AT_ONCE] // 2 + 1
-    stream, tiles, done = g[CHANNELS] * g[KERNEL] * lanes, -(-width // TILE_ROWS), 0
+    item, lanes, products, across = weight.itemsize, lanes_of(weight), taps * channels, g[RESULT_STRIDE + 2]
+    k, tiles, runs_each = channel * g[KERNEL] + tap, -(-width // TILE_ROWS), g[TAPS_AT_ONCE] // 2 + 1
     at_last = k + products == g[CHANNELS] * g[KERNEL]
-    row_bytes = g[RESULT_CHANNEL] * g[RESULT_ITEM]
-    while done < vectors:
-        some = _vectors_at_once(vectors - done)
-        start = g[WEIGHT] + (vector + done) * stream + k * lanes
-        next_start, count, turn = g[WEIGHT] + vector * stream + (k + products) * lanes, _vectors_at_once(vectors), 0
-        if done + some < vectors:
-            next_start, count = start + some * stream, _vectors_at_once(vectors - done - some)
+    rows, row_bytes, turn = min(last * lanes, g[ROWS]) - first * lanes, g[RESULT_CHANNEL] * g[RESULT_ITEM], 0
+    each, done, skipping = g[CHANNELS] * g[KERNEL] * lanes, 0, 1
+    vector = group * -(-g[ROWS] // lanes) + first
+    while done < last - first:
+        some = _vectors_at_once(last - first - done)
+        next_done, next_k = (done + some, k) if done + some < last - first else (0, k + products)
+        if order.size == 0:
+            start, stream = address_of(weight) + (g[WEIGHT] + (vector + done) * each + k * lanes) * item, each
+            ahead, turns = start + ((next_done - done) * each + (next_k - k) * lanes) * item, _vectors_at_once(last - first - next_done)
+        else:
+            row, own = (first + done) * lanes, min(some * lanes, g[ROWS] - (first + done) * lanes)
+            skipping = _pack_strip(place, order, lying, group, row, own, channel, channels, tap, taps, strip)
+            if not skipping:
+                finite[0] = 0
+            start, stream, turns = address_of(strip), products * lanes, 1
+            ahead = start
         for line in range(depth * height):
             plane, row = line // height, line % height
             at = address_of(box) + (plane * g[STEP] * g[SPAN + 1] + row * g[STEP + 1]) * channels * g[CELLS] * item
             to = address_of(staged) + (line * width * g[STAGED_ROW] + done * lanes) * item
             cell = plane * g[RESULT_STRIDE] + row * g[RESULT_STRIDE + 1]
             begin = 0  # of the pixels whose sums are not written yet
+            first_run, run_count = (1 + line * runs_each, run_counts[line]) if skipping else (0, min(taps, 1))
             for tile in range(tiles):
                 pixel, after = width * tile // tiles, width * (tile + 1) // tiles
                 written = result + (cell + begin * across + done * lanes * g[RESULT_CHANNEL]) * g[RESULT_ITEM]
+                turn = turn + 1 if turn + 1 < turns else 0
                 multiply_turned_tile(
-                    runs, line * runs_each, run_counts[line], at + pixel * g[STEP + 2] * item, offsets, g[STEP + 2] * item, after - pixel,
-                    weight, start, stream, some, to + pixel * g[STAGED_ROW] * item, g[STAGED_ROW], k, bias, (vector + done) * lanes,
-                    address_of(weight) + (next_start + turn * stream) * item, written + LINE_BYTES, at_last * row_bytes,
+                    runs, first_run, run_count, at + pixel * g[STEP + 2] * item, offsets, g[STEP + 2] * item, after - pixel,
+                    start, stream, some, to + pixel * g[STAGED_ROW] * item, g[STAGED_ROW], k, bias, (vector + done) * lanes,
+                    ahead + turn * stream * item, written + LINE_BYTES, at_last * row_bytes,
                 )  # fmt: skip
-                turn = turn + 1 if turn + 1 < count else 0
                 if at_last and (tile + 1 == tiles or width * (tile + 2) // tiles - begin > lanes):
                     sums = (line * width + begin) * g[STAGED_ROW] + done * lanes
                     for i in range(0, min(some * lanes, rows - done * lanes), lanes):

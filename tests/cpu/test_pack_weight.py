@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from numbaconv.cpu.gemm import TILE_ROWS
-from numbaconv.cpu.pack_weight import pack_weight
+from numbaconv.cpu.pack_weight import pack_pieces, pack_weight
+from numbaconv.cpu.target import target
 
 KERNEL = 9
 
@@ -55,12 +56,13 @@ def expected(
     ],
 )
 @pytest.mark.parametrize("dtype, together", [("float32", 1), ("float64", 1), ("int64", 1), ("int16", 2)])
-@pytest.mark.parametrize("rows", [TILE_ROWS, 3 * TILE_ROWS])
+@pytest.mark.parametrize("whole_vectors", [False, True])
 def test_order(
     taps: Sequence[int], of_filter: int | str, of_channel: int | str, filters: int, channels: int, at_once: int, dtype: str, together: int,
-    rows: int,
+    whole_vectors: bool,
 ) -> None:  # fmt: skip
     strides = [20_000, channels * KERNEL if of_filter == "many" else of_filter, filters * KERNEL if of_channel == "many" else of_channel]
+    rows = target().lanes(dtype) if whole_vectors and together == 1 else TILE_ROWS
     at_once += -at_once % together
     memory, base = np.random.default_rng(0).integers(1, 100, 100_000).astype(dtype), 50_000
     whole = expected(memory, base, strides, (2, filters, channels), at_once, taps, together, rows)
@@ -69,6 +71,18 @@ def test_order(
     assert pack_weight(address, np.array(numbers, np.int64), np.array(taps, np.int64), packed, 3)
     np.testing.assert_array_equal(packed[3 : len(packed) - 4], whole.reshape(-1))
     assert (packed[:3] == 111).all() and (packed[len(packed) - 4 :] == 111).all(), "elements around were written"
+    shared, finite = np.full_like(packed, 111), np.ones(1, np.int64)
+    pack_pieces(
+        address,
+        np.array(numbers, np.int64),
+        np.array(taps, np.int64),
+        shared,
+        3,
+        finite,
+        2 * -(-filters // rows) * -(-channels // at_once) if taps else 0,
+        np.zeros(1, np.int64),
+    )
+    assert finite[0] == 1 and shared.tobytes() == packed.tobytes()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -81,4 +95,7 @@ def test_what_is_not_finite_is_seen(bad: float, dtype: str) -> None:
     for place in range(weight.size):
         before, weight.flat[place] = weight.flat[place], bad
         assert not pack_weight(*arguments)
+        finite = np.ones(1, np.int64)
+        pack_pieces(*arguments, finite, 2, np.zeros(1, np.int64))
+        assert finite[0] == 0
         weight.flat[place] = before
