@@ -120,8 +120,11 @@ def _store_box(like, g, sums, channels, first, second, result):  # type: ignore[
             source = sums + (i * g[RESULTS + 1] + j) * g[RESULTS + 2] * cell
             target = result + (first + i) * g[RESULT_STEP + 2] + (second + j) * g[RESULT_STEP + 3]
             if step == item:
-                for k in range(0, columns, lanes):
-                    scatter_channels(like, source + k * cell, target + k * item, g[RESULT_STEP + 1], channels, min(lanes, columns - k))
+                k, count = 0, lanes - target // item % lanes  # whole lines of memory from then on, in planes of whole lines
+                while k < columns:
+                    count = min(count, columns - k)
+                    scatter_channels(like, source + k * cell, target + k * item, g[RESULT_STEP + 1], channels, count)
+                    k, count = k + count, lanes
             else:
                 for k in range(columns):
                     for channel in range(channels):
