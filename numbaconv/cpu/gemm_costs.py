@@ -20,7 +20,7 @@ PRODUCT_CYCLES = {"float32": 0.5, "float64": 0.5, "uint32": 0.5 if target().fuse
 LOAD_CYCLES, LATENCY_CYCLES = 0.5, 4.0
 PREFETCHES = 2 if SPREAD else 0  # with each product
 LINE_CYCLES, SCATTER_CYCLES = 9.7, 1.6
-PACKING_CYCLES, FAR_CYCLES = 6.0, 0.25  # a product, in divisions: to pack a vector of pixels, to read a row's weight from far away
+PACKING_CYCLES, FAR_CYCLES = 6.0, 0.75  # a product, in divisions: to pack a vector of pixels, to read a row's weight from far away
 # An element of a weight: packed ahead; packed in strips, and where its rows are neighbours; read where it lies, and likewise.
 PACK_CYCLES, STRIP_CYCLES, STRIP_COPY_CYCLES, READ_CYCLES, READ_FAR_CYCLES = 1.2, 0.7, 0.2, 0.15, 0.6
 CYCLES_A_SECOND = 2.5e9

@@ -15,12 +15,14 @@ from . import gemm_worker as panels
 from . import pack
 from . import turned_worker as turned
 from .elements import NUMBERS
-from .gemm import TILE_VECTORS
-from .gemm_costs import blocking
+from .gemm import TILE_ROWS, TILE_VECTORS
+from .gemm_costs import DEPTH, blocking
 from .gemm_shape import MOST_PANELS, GemmShape, division
 from .pack_tap import EVEN, SPREAD, UNIT
+from .target import target
 from .turned_shape import lines_of
 
+NEAR_BYTES = 1 << 20  # of a task's sums, to which each K block adds
 PANELS_A_TASK = 8  # about; while they pass, one K block of the weight stays in the second-level cache
 
 
@@ -43,7 +45,7 @@ def _lines(shape: GemmShape, part: Part, source: tuple[int, ...], result: tuple[
 
 
 def place_panels(
-    shape: GemmShape, most_staged: int, part: Part, start: int, batch: int, source: tuple[int, ...], result: tuple[int, ...], threads: int
+    shape: GemmShape, part: Part, start: int, batch: int, source: tuple[int, ...], result: tuple[int, ...], threads: int
 ) -> PlacedPart:
     """For ``gemm_worker``: the part whose weight begins at ``start``, for ``batch`` images; strides in bytes."""
     p, g, kernel = shape.problem, np.zeros(panels.FIELDS, np.int64), tap_count(part)
@@ -63,8 +65,9 @@ def place_panels(
     g[panels.STAGED] = g[panels.SCATTERED] or shape.narrows
     g[panels.RESULT] = sum(axis.first * step for axis, step in zip(part, result[2:]))
     count, repeat = -(-pixel_count(part) // (TILE_VECTORS * shape.lanes)), shape.columns(lines[2].size)
-    most = min(max(1, PANELS_A_TASK // repeat) * repeat, most_staged if g[panels.STAGED] else MOST_PANELS, count)
-    cut = division(pixel_count(part), shape.rows, shape.lanes, shape.channels, batch * p.groups, most, repeat, threads)
+    most = min(max(1, PANELS_A_TASK // repeat) * repeat, shape.staged_panels if g[panels.STAGED] else MOST_PANELS, count)
+    near = NEAR_BYTES // (TILE_ROWS * TILE_VECTORS * target().vector_bytes) if kernel * shape.channels > DEPTH else MOST_PANELS * shape.rows
+    cut = division(pixel_count(part), shape.rows, shape.lanes, shape.channels, batch * p.groups, most, repeat, near, threads)
     g[panels.PANELS], g[panels.SHORT], g[panels.RUNS], g[panels.SPLITS] = cut
     tasks = cut.runs * cut.splits * batch * p.groups
     return PlacedPart(g, [shift for line in lines for shift in line.shifts], kernel, tasks, kernel * cut.panels / cut.splits)

@@ -36,6 +36,7 @@ from .gemm_costs import (
 from .target import target
 
 MOST_PANELS = 16  # of a task
+STAGED_BYTES = 256 << 10  # of results that are staged, unless one panel needs more
 FAR_BYTES = 1 << 20  # of a group's weight, from which on it does not stay near
 MOST_PARTS = 64  # of a transposed convolution
 MOST_PIECES, SHORTEST_PIECE = 5, 6  # of an axis that is cut; cells of one, on average
@@ -58,14 +59,26 @@ class GemmShape:
         p = self.problem
         whole = [axis_parts(p, axis) for axis in range(3)]
         everything = _products(whole)
-        if p.transposed or p.padding_mode != "zeros":
+        if len(everything) > 1 or p.padding_mode != "zeros":
             return everything
         options = []
         for (axis,), size in zip(whole, p.source_size):
             cut = cut_where_taps_change(axis, size)
             options.append([[axis], cut] if 1 < len(cut) <= min(MOST_PIECES, axis.size // SHORTEST_PIECE) else [[axis]])
-        best = min((_products(axes) for axes in itertools.product(*options)), key=self.cycles)
-        return best if self.cycles(best) < WORTH_CUTTING * self.cycles(everything) else everything
+        if all(len(option) == 1 for option in options):
+            return everything
+        best = min((_products(axes) for axes in itertools.product(*options)), key=self._fewest_cycles)
+        return best if self._fewest_cycles(best) < WORTH_CUTTING * self._fewest_cycles(everything) else everything
+
+    def _fewest_cycles(self, parts: list[Part]) -> float:
+        """In either form."""
+        turned = sum(map(self._turned_cycles, parts)) if self.turnable else math.inf
+        return min(self.cycles(parts), turned)
+
+    @property
+    def has_remainders(self) -> bool:
+        """Whether parts have taps, and so a packed weight, of their own."""
+        return self.problem.transposed and max(self.problem.stride) > 1
 
     @property
     def kind(self) -> Kind:
@@ -93,6 +106,16 @@ class GemmShape:
     def block(self) -> int:
         """Rows of the weight that lie side by side."""
         return self.lanes if self.turned else TILE_ROWS
+
+    @cached_property
+    def stage(self) -> int:
+        """Bytes of a panel's results that are staged."""
+        return (self.rows + TILE_ROWS) * TILE_VECTORS * self.lanes * self.kind.sums.itemsize
+
+    @cached_property
+    def staged_panels(self) -> int:
+        """Panels of a task whose results are staged."""
+        return max(1, min(STAGED_BYTES // self.stage, MOST_PANELS))
 
     @cached_property
     def narrows(self) -> bool:
@@ -169,7 +192,7 @@ class GemmShape:
     def weight_starts(self) -> list[int]:
         """Where each part's weight starts in the packed one; the last is the end.  Parts with all taps share one."""
         row = self.problem.groups * self.row_blocks * self.block * self.kind.products(self.channels)
-        if not self.problem.transposed:
+        if not self.has_remainders:
             return [0] * len(self.parts) + [row * tap_count(self.parts[0])]
         return [0, *itertools.accumulate(row * tap_count(part) for part in self.parts)]
 
@@ -194,7 +217,8 @@ class GemmShape:
             tiles = self._tiles(self.rows, pixels)
             multiply = products * sum(tile_cycles(high, wide, PRODUCT_CYCLES[self.kind.sums.name]) * count for high, wide, count in tiles)
             if products * self.rows * self.kind.sums.itemsize > FAR_BYTES:
-                multiply += products * self.rows * FAR_CYCLES * -(-panels // MOST_PANELS)
+                together = self.staged_panels if len(parts) > 1 or self.narrows else MOST_PANELS
+                multiply += products * self.rows * FAR_CYCLES * -(-panels // together)
             each = GROUP_CYCLES + panels * PANEL_CYCLES + self._share_met(part) * (copy + multiply) + self._store_cycles(pixels)
             cycles += PART_CYCLES + self.problem.groups * each + tables * TABLE_CYCLES * self._tabled(part)
         return cycles
@@ -259,18 +283,23 @@ class Division(NamedTuple):
 
 
 @functools.cache
-def division(pixels: int, rows: int, lanes: int, channels: int, members: int, most: int, repeat: int, threads: int) -> Division:
+def division(pixels: int, rows: int, lanes: int, channels: int, members: int, most: int, repeat: int, near: int, threads: int) -> Division:
     """The division with which threads are done soonest, for so many pixels of each of ``members`` images and groups.
 
-    most : panels of a run; repeat : of as many panels the tables serve again.
+    most : panels of a run; repeat : of as many panels the tables serve again; near : tiles of a task whose sums stay near.
     """
     width = TILE_VECTORS * lanes
     panels, units = -(-pixels // width), -(-rows // TILE_ROWS)
     fewest = -(-panels // most)
-    whole = _even(panels, fewest, 1) if most % repeat else Division(most, 0, fewest, 1)
+
+    def least(panels: int) -> int:
+        return min(units, -(-panels * units // near))
+
+    whole = _even(panels, fewest, least(-(-panels // fewest))) if most % repeat else Division(most, 0, fewest, least(most))
     options = [whole]
     for runs in range(fewest, min(panels, 8 * threads // members) + 1 if threads > 1 else 0):
-        options += [_even(panels, runs, splits) for splits in range(1, min(units, 8 * threads // (members * runs)) + 1)]
+        first = least(-(-panels // runs))
+        options += [_even(panels, runs, splits) for splits in range(first, min(units, max(first, 8 * threads // (members * runs))) + 1)]
 
     def time(d: Division) -> float:
         """Cycles a product until the last thread is done."""

@@ -50,7 +50,6 @@ from .threads import most_threads, share, team_size
 _PAIRED = np.dtype(np.int16)
 _NO_ORDERS = np.empty(0, np.int64)
 SMALL_WEIGHT = 1 << 14  # elements, up to which to decide how one is read takes as long as to pack it
-STAGED_BYTES = 256 << 10  # of results that are staged, unless one panel needs more
 
 
 class ImplicitGemm:
@@ -124,17 +123,7 @@ class ImplicitGemmSetup(GemmShape):
             pieces = 4 * (width + 1) * min(len(part[2].taps), taps)
             numbers = max(numbers, tables + pieces + 6 * width + TILE_VECTORS)
             panel = max(panel, self.kind.products(channels) * taps * width * item)
-        return panel + self._staged_panels * self._stage + ALIGNMENT + (numbers + 4) * 8
-
-    @cached_property
-    def _stage(self) -> int:
-        """Bytes of a panel's results that are staged."""
-        return (self.rows + TILE_ROWS) * TILE_VECTORS * self.lanes * self.kind.sums.itemsize
-
-    @cached_property
-    def _staged_panels(self) -> int:
-        """Panels of a task whose results are staged."""
-        return max(1, min(STAGED_BYTES // self._stage, MOST_PANELS))
+        return panel + self.staged_panels * self.stage + ALIGNMENT + (numbers + 4) * 8
 
     @property
     def packed_bytes(self) -> int:
@@ -222,7 +211,7 @@ class ImplicitGemmSetup(GemmShape):
             of_filter, of_channel = (steps[1], steps[0]) if p.transposed else (steps[0], steps[1])
             of_group, channels = steps[0] * p.out_per_group * components, self.channels * components
             found = []
-            for part in self.parts if p.transposed else self.parts[:1]:
+            for part in self.parts if self.has_remainders else self.parts[:1]:
                 at_once = blocking(self.channels, tap_count(part), self.kind)[0] * components
                 numbers = [of_group, of_filter, of_channel, p.groups, self.rows, channels, at_once, self.kind.together, self.block]
                 offsets = [sum(k * step for k, step in zip(tap, steps[2:])) for tap in itertools.product(*(axis.taps for axis in part))]
@@ -269,10 +258,9 @@ class ImplicitGemmSetup(GemmShape):
         return {(turned, lent): Layouts(partial(self._place, turned, lent)) for turned in either for lent in either}
 
     def _place(self, turned: bool, lent: bool, source: AnyArray, result: AnyArray, threads: int) -> tuple[Placed, Placed]:
-        place = partial(place_turned, self) if turned else partial(place_panels, self, self._staged_panels)
-        starts = self._order_starts if lent else self.weight_starts
+        place, starts = place_turned if turned else place_panels, self._order_starts if lent else self.weight_starts
         parts = [
-            place(part, start, len(source), source.strides, result.strides, threads) for part, start in zip(self.parts, starts)
+            place(self, part, start, len(source), source.strides, result.strides, threads) for part, start in zip(self.parts, starts)
         ]  # fmt: skip
         everything = _together(parts, turned)
         met = [part for part in parts if part.kernel]
@@ -281,7 +269,7 @@ class ImplicitGemmSetup(GemmShape):
     @property
     def _order_starts(self) -> list[int]:
         """Where the parts' begin in ``orders`` of the kernels."""
-        sizes = [turned_worker.TAP_OFFSETS + tap_count(part) if self.problem.transposed else 0 for part in self.parts]
+        sizes = [turned_worker.TAP_OFFSETS + tap_count(part) if self.has_remainders else 0 for part in self.parts]
         return [0, *itertools.accumulate(sizes)]
 
 

@@ -14,10 +14,11 @@ from .pack_weight import SPARSE
 
 MOST_PIXELS = 512  # of a block, about
 MOST_ACROSS = 256  # pixels of a block in a row
-MOST_STAGED, MOST_BOX = 1 << 17, 1 << 17  # elements of a block's sums and of its box, unless one row needs more
+MOST_STAGED, MOST_BOX = 1 << 17, 1 << 17  # elements of a task's sums, and of its box unless one row needs more
 # Cycles: of a task; to find whether a line takes a tap; to copy a vector of cells into the box, to read one of the weight from far away, to
 # begin and end a tile, to turn a vector of sums.  Fitted to 90 layers beside those of panels.
 TASK_CYCLES, TAP_CYCLES, CELL_CYCLES, FAR_CYCLES, TILE_CYCLES, TURN_CYCLES = 6000.0, 25.0, 12.0, 2.0, 90.0, 9.0
+FAR_ELEMENTS, FAR_AWAY_CYCLES = 1 << 19, 5.0  # of a group's weight, from which on it lies beyond the second-level cache
 
 
 Lines = tuple[Line, ...]
@@ -66,10 +67,11 @@ def blocks(lines: Lines, channels: int, at_once: int, rows: int, lanes: int, mem
         counts = tuple(-(-line.size // cells) for line, cells in zip(lines, size))
         spans = tuple((cells - 1) * line.step + reach for cells, line, reach in zip(size, lines, reaches))
         found = Blocks(size, counts, spans, (-(-spans[2] // lanes) | 1) * lanes, 1)
-        if best and (found.pixels * row > MOST_STAGED or found.box * at_once > MOST_BOX):
+        tasks, vectors = members * math.prod(counts), row // lanes
+        least = min(vectors, -(-found.pixels * row // MOST_STAGED))
+        if best and found.box * at_once > MOST_BOX:
             continue
-        tasks = members * math.prod(counts)
-        for splits in range(1, 1 + (min(-(-row // lanes), max(1, 4 * threads // tasks)) if threads > 1 else 1)):
+        for splits in range(least, 1 + min(vectors, max(least, 4 * threads // tasks if threads > 1 else 1))):
             cycles = -(-tasks * splits // threads) * _cycles(found, lines, kernel, channels, at_once, rows, lanes, splits)
             if best is None or cycles < best[1]:
                 best = found._replace(splits=splits), cycles
@@ -106,7 +108,13 @@ def _cycles(found: Blocks, lines: Lines, kernel: int, channels: int, at_once: in
             cycles = max(tile_cycles(pixels, some, 0.5), (pixels + some + 2) * LOAD_CYCLES)
             multiply += tile_rows * (products * cycles + k_blocks * TILE_CYCLES)
     finds = tile_rows * kernel * TAP_CYCLES * (channels if kernel > DEPTH else 1)  # again for each channel where taps fill a K block
-    return TASK_CYCLES + finds + copies + multiply + share * (found.pixels * TURN_CYCLES + products * FAR_CYCLES)
+    return (
+        TASK_CYCLES
+        + finds
+        + copies
+        + multiply
+        + share * (found.pixels * TURN_CYCLES + products * (FAR_CYCLES if products * rows < FAR_ELEMENTS else FAR_AWAY_CYCLES))
+    )
 
 
 def vector_tiles(vectors: int) -> list[int]:
@@ -120,11 +128,10 @@ def vector_tiles(vectors: int) -> list[int]:
 
 def workspace(lines: Lines, taps: int, at_once: int, rows: int, lanes: int, item: int) -> int:
     """Upper bound of the bytes of one thread, whatever the blocks and however axes are merged."""
-    row = -(-rows // lanes) * lanes + lanes
     reach = [max(line.shifts, default=0) - min(line.shifts, default=0) + 1 for line in lines]
     cells = (MOST_ACROSS - 1) * lines[2].step + reach[2] + 2 * lanes
     box = max(MOST_BOX, reach[0] * reach[1] * cells * at_once)
-    staged = max(MOST_STAGED, MOST_ACROSS * row) // row * (row + lanes)
+    staged = MOST_STAGED + 3 * MOST_PIXELS * lanes  # whole vectors, an odd number of them
     pieces, runs, strip = box // lanes * 24, MOST_PIXELS * (taps + 3) * 8 + 16, TILE_VECTORS * taps * at_once * lanes
     order = (SPARSE * taps * at_once + lanes) * 8
     return (box + staged + strip + 3 * lanes) * item + pieces + runs + taps * at_once * 8 + order

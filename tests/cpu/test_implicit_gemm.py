@@ -317,21 +317,24 @@ def test_blocking_covers_everything(channels: int, kernel: int, dtype: str) -> N
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 64])
 @pytest.mark.parametrize("members", [1, 3, 50])
+@pytest.mark.parametrize("near", [20, 5000])
 @pytest.mark.parametrize(
     "pixels, most, repeat", [(1, 1, 1), (49, 2, 49), (196, 5, 49), (784, 7, 7), (784, 16, 196), (12544, 7, 7), (80001, 16, 300)]
 )
-def test_division_covers_every_panel_once(pixels: int, most: int, repeat: int, members: int, threads: int) -> None:
+def test_division_covers_every_panel_once(pixels: int, most: int, repeat: int, members: int, near: int, threads: int) -> None:
     for rows in (3, 128, 2048):
-        d, panels = division(pixels, rows, 16, 64, members, most, repeat, threads), -(-pixels // (TILE_VECTORS * 16))
+        d, panels = division(pixels, rows, 16, 64, members, most, repeat, near, threads), -(-pixels // (TILE_VECTORS * 16))
         firsts = [run * d.panels - min(run, d.short) for run in range(d.runs)]
         lasts = [min(first + d.panels - (run < d.short), panels) for run, first in enumerate(firsts)]
         assert [0, *lasts] == [*firsts, panels] and all(first < last for first, last in zip(firsts, lasts))
-        assert d.panels <= most and 1 <= d.splits <= -(-rows // TILE_ROWS) and (threads > 1 or d.splits == 1)
+        units = -(-rows // TILE_ROWS)
+        assert d.panels <= most and 1 <= d.splits <= units and (d.splits == units or d.panels * units <= near * d.splits)
+        assert threads > 1 or d.splits == 1 or d.panels * units > near * (d.splits - 1)
 
 
 def test_division_gives_every_thread_as_much() -> None:
     """A small plane is cut into runs."""
-    assert division(784, 128, 16, 256, 1, 7, 7, 2)[2:] == (4, 1)
+    assert division(784, 128, 16, 256, 1, 7, 7, 1000, 2)[2:] == (4, 1)
 
 
 REASONS = {
