@@ -19,8 +19,8 @@ from . import ptx
 from .elements import element
 
 THREADS = 128
-UNROLLED = 250
-"""Multiply-adds in one loop over rows: the compiler unrolls so many, and keeps the sums of longer loops in memory."""
+UNROLLED = 40
+"""Multiply-adds in one loop over rows: the compiler unrolls so many in every form, and keeps the sums of longer loops in local memory."""
 REGISTERS = 65536
 FAR = 2**31
 

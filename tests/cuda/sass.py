@@ -3,6 +3,11 @@
     code = sass.report(kernel, "sm_90a")
     code.registers, code.count("FFMA"), code.count("LDG", "128"), code.local_accesses
 
+    _, used = sass.assemble(ptx, "sm_90a")
+    used.registers, used.stack, used.spilled
+
+The first is what nvJitLink makes of LTO-IR, as it is shipped; the second what ptxas says of PTX, in a tenth of the time and less.
+
 The disassemblers come from PyPI: nvidia-cuda-cuobjdump, nvidia-cuda-nvdisasm, and ptxas from nvidia-cuda-nvcc.
 """
 
@@ -15,6 +20,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from numbaconv.cuda import launch
 
@@ -87,13 +93,26 @@ def inspect(cubin: bytes) -> Sass:
     return Sass(registers, max(stack, local), shared, text)
 
 
-def assemble(ptx: str, architecture: str) -> bytes:
+class Usage(NamedTuple):
+    """What ptxas says of a kernel: registers of a thread, bytes of its local memory, bytes of spill stores and loads."""
+
+    registers: int
+    stack: int
+    spilled: int
+
+
+def assemble(ptx: str, architecture: str) -> tuple[bytes, Usage]:
     """A cubin by ptxas, which refuses what is no PTX."""
     with tempfile.TemporaryDirectory() as folder:
         source, cubin = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
         source.write_text(ptx)
-        _run("ptxas", f"-arch={architecture}", str(source), "-o", str(cubin))
-        return cubin.read_bytes()
+        said = _run("ptxas", "-v", f"-arch={architecture}", str(source), "-o", str(cubin))
+        code = cubin.read_bytes()
+    # Of the kernel, and of the system's functions that it calls, such as long division.
+    frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", said)
+    assert frames, said
+    stack, stores, loads = (max(map(int, numbers)) for numbers in zip(*frames))
+    return code, Usage(int(re.findall(r"Used (\d+) registers", said)[0]), stack, stores + loads)
 
 
 def _run(name: str, *arguments: str) -> str:
@@ -101,4 +120,4 @@ def _run(name: str, *arguments: str) -> str:
     assert path is not None, f"{name} is not installed"
     process = subprocess.run([path, *arguments], capture_output=True, text=True)
     assert process.returncode == 0, f"{name}: {process.stdout}{process.stderr}"
-    return process.stdout
+    return process.stdout + process.stderr

@@ -21,6 +21,7 @@ import numbaconv
 from numbaconv.cuda import depthwise, depthwise_kernels, depthwise_march
 
 from . import sass
+from .compiled import code_of
 from .device import get, put
 
 ORDERS = ("forward", "reverse", "random:1")
@@ -162,14 +163,14 @@ CHECKED = [(*code, sm) for sm in sass.ARCHITECTURES for code in (CODE if sm in (
 BANK = case("fwd", (28, 28, 28), (3, 3, 3), ic=16, oc=16, p=1)
 
 
-@pytest.mark.skipif(bool(packages.missing("nvdisasm", "cuobjdump")), reason="the disassemblers are not installed")
+@pytest.mark.skipif(bool(packages.missing("nvdisasm", "cuobjdump", "ptxas")), reason="the disassemblers are not installed")
 @pytest.mark.parametrize("direction, kernel, stride, layout, products, loads, width, architecture", CHECKED)
 def test_machine_code(
     direction: str, kernel: Any, stride: int, layout: dict[str, Any], products: int, loads: int, width: str, architecture: str
 ) -> None:
     p = Problem.parse(dw(direction, (28, 28), kernel, 8, s=stride, p=kernel[0] // 2))
     compiled = depthwise_kernels.kernel(depthwise.form_of(p, **layout))
-    code = sass.report(compiled, architecture)
+    code = code_of(compiled, architecture)
     assert code.local_accesses <= (8 if architecture == "sm_120" else 0)  # there the compiler keeps some values of 7x7 in local memory
     assert code.registers <= depthwise_march.REGISTERS // (depthwise_march.THREADS * compiled.blocks)
     assert code.fused_multiply_adds == products
@@ -177,11 +178,11 @@ def test_machine_code(
     assert bool(code.count("STG", "128")) == (width == "128")
 
 
-@pytest.mark.skipif(bool(packages.missing("nvdisasm", "cuobjdump")), reason="the disassemblers are not installed")
+@pytest.mark.skipif(bool(packages.missing("nvdisasm", "cuobjdump", "ptxas")), reason="the disassemblers are not installed")
 @pytest.mark.parametrize("architecture", sass.ARCHITECTURES)
 def test_machine_code_of_a_bank_of_filters(architecture: str) -> None:
     compiled = depthwise_kernels.kernel(depthwise.form_of(Problem.parse(BANK), vector=4, stores=True))
-    code = sass.report(compiled, architecture)
+    code = code_of(compiled, architecture)
     assert code.local_accesses == 0 and code.registers <= 168
     assert code.fused_multiply_adds == 4 * 4 * 4 * 9
     assert (code.count("LDG", "128"), code.count("STG", "128")) == (9 + 6 + 1, 16)

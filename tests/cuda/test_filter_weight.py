@@ -21,6 +21,7 @@ from numbaconv.arrays import check_array
 from numbaconv.cuda import arrays, depthwise_march, filter_weight
 
 from . import sass
+from .compiled import code_of
 from .device import get, put
 
 
@@ -116,7 +117,7 @@ def test_choice() -> None:
     assert algorithm.setup(dw((56, 56), (3, 3), 128, p=1)).workspace <= 2 << 20
 
 
-@pytest.mark.skipif(bool(packages.missing("nvdisasm", "cuobjdump")), reason="the disassemblers are not installed")
+@pytest.mark.skipif(bool(packages.missing("nvdisasm", "cuobjdump", "ptxas")), reason="the disassemblers are not installed")
 @pytest.mark.parametrize("architecture", sass.ARCHITECTURES)
 @pytest.mark.parametrize(
     "problem, products",
@@ -125,7 +126,7 @@ def test_choice() -> None:
 )
 def test_machine_code(problem: Problem, products: int, architecture: str) -> None:
     kernel = filter_weight.kernel(filter_weight.form_of(problem, vector=4, loads=True), filter_weight.sources_of(problem))
-    code = sass.report(kernel, architecture)
+    code = code_of(kernel, architecture)
     assert code.local_accesses == 0
     assert code.registers <= depthwise_march.REGISTERS // (depthwise_march.THREADS * kernel.blocks)
     assert code.fused_multiply_adds == products

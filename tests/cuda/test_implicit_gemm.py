@@ -26,7 +26,7 @@ from numbaconv.cuda.implicit_gemm import TILES, ImplicitGemm, ImplicitGemmSetup,
 from numbaconv.cuda.implicit_gemm_kernel import Tile, kernel
 
 from . import sass
-from .compiled import ptx_of
+from .compiled import code_of, ptx_of
 from .device import Emulated, get, put
 from .emulator import Fault, Program
 
@@ -208,11 +208,11 @@ KERNELS = [(tile, last, False) for tile in KINDS for last in (False, True)] + [(
 CHECKED = [(*k, "sm_90a") for k in KERNELS] + [(*k, a) for k in (KERNELS[0], KERNELS[-2]) for a in sass.ARCHITECTURES if a != "sm_90a"]
 
 
-@pytest.mark.skipif(bool(packages.missing("nvdisasm", "cuobjdump")), reason="the disassemblers are not installed")
+@pytest.mark.skipif(bool(packages.missing("nvdisasm", "cuobjdump", "ptxas")), reason="the disassemblers are not installed")
 @pytest.mark.parametrize("tile, last, transposed, architecture", CHECKED)
 def test_machine_code(tile: Tile, last: bool, transposed: bool, architecture: str) -> None:
     """Sums live in registers, as few of them as let the planned blocks share a multiprocessor; a step of k reads 16 bytes at a time."""
-    code = sass.report(kernel(tile, last, f"quads of {'channels' if last else 'cells'}", transposed), architecture)
+    code = code_of(kernel(tile, last, f"quads of {'channels' if last else 'cells'}", transposed), architecture)
     assert (code.stack, code.local_accesses) == (0, 0)
     assert code.registers <= 65536 // (tile.threads * tile.blocks) // 8 * 8
     assert code.shared <= (48 << 10) + 1024

@@ -96,7 +96,12 @@ def test_spills_show() -> None:
 
 
 def test_ptx_that_is_assembled() -> None:
-    code = sass.inspect(sass.assemble(launch.compile_ptx(STREAM, "sm_80"), "sm_80"))
+    cubin, used = sass.assemble(launch.compile_ptx(STREAM, "sm_80"), "sm_80")
+    code = sass.inspect(cubin)
     assert code.fused_multiply_adds == 4 and code.count("LDGSTS") == 1
+    assert used == (code.registers, 0, 0)
+    assert sass.assemble(launch.compile_ptx(INDEXED, "sm_80"), "sm_120")[1][1:] == (256, 0)
+    _, used = sass.assemble(launch.compile_ptx(CROWDED, "sm_80"), "sm_80")
+    assert used.registers <= 32 and used.stack >= 64 and used.spilled >= 128
     with pytest.raises(AssertionError, match="ptxas"):
         sass.assemble(".version 8.0\n.target sm_80\n.entry k() { frobnicate; }", "sm_80")

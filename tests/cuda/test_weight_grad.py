@@ -21,6 +21,7 @@ from numbaconv.arrays import check_array
 from numbaconv.cuda import weight_grad, weight_kernels
 
 from . import sass
+from .compiled import code_of
 from .device import get, put
 
 ORDERS = ("forward", "reverse", "random:1")
@@ -124,11 +125,11 @@ def test_declines() -> None:
 
 
 # ---- machine code ------------------------------------------------------------------------------------------------------
-@pytest.mark.skipif(bool(packages.missing("nvdisasm", "cuobjdump")), reason="the disassemblers are not installed")
+@pytest.mark.skipif(bool(packages.missing("nvdisasm", "cuobjdump", "ptxas")), reason="the disassemblers are not installed")
 @pytest.mark.parametrize("lanes, architecture", [*((1, a) for a in sass.ARCHITECTURES), (4, "sm_90a")])
 def test_machine_code(lanes: int, architecture: str) -> None:
     kernel = weight_kernels.products("float32", weight_kernels.Tile(128, 128, 8, lanes, lanes))
-    code = sass.report(kernel, architecture)
+    code = code_of(kernel, architecture)
     assert (code.stack, code.local_accesses) == (0, 0)
     assert code.registers <= 128
     assert code.fused_multiply_adds % 64 == 0 and code.fused_multiply_adds >= 64
