@@ -8,7 +8,7 @@ from typing import Any
 from numba.core import types
 from numba.extending import intrinsic
 
-from .simd import I64, Vectors, counted, int64, transposed
+from .simd import I64, Vectors, counted, int64
 
 PIXELS = 7
 """Of one tile, with one vector of sums each: as many as nearly keep two multiply-add units busy, and fit the planes of most networks."""
@@ -33,7 +33,7 @@ def gather_channels(typingctx, like, source, step, channels, pixels, target):  #
             for place in places:
                 v.prefetch_for_reading(v.at(place, AHEAD // v.bytes))
             rows = [v.masked_load(place, mask) for place, mask in zip(places, masks)]
-            for i, cell in enumerate(transposed(v, rows)):
+            for i, cell in enumerate(v.transposed(rows)):
                 v.store(cell, v.at(v.pointer(target), i * v.lanes))
 
         _with_masks(v, channels, pixels, gather)
@@ -52,7 +52,7 @@ def scatter_channels(typingctx, like, source, target, step, channels, pixels):  
 
         def scatter(masks: list[Any]) -> None:
             cells = [v.load(v.at(v.pointer(source), i * v.lanes)) for i in range(v.lanes)]
-            for c, (row, mask) in enumerate(zip(transposed(v, cells), masks)):
+            for c, (row, mask) in enumerate(zip(v.transposed(cells), masks)):
                 v.masked_store(row, v.pointer(builder.add(target, builder.mul(step, int64(c)))), mask)
 
         _with_masks(v, channels, pixels, scatter)

@@ -16,7 +16,7 @@ from numba.core import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from .simd import I64, Vectors, counted, int64, transposed
+from .simd import I64, Vectors, counted, int64
 
 
 # ---- passes ------------------------------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def transpose_cells(typingctx, like, source, source_step, target, target_step): 
                 return v.pointer(builder.add(builder.add(base, offset), builder.mul(step, int64(i))))
 
             rows = [v.load(place(source, source_step, i)) for i in range(v.lanes)]
-            for i, column in enumerate(transposed(v, rows)):
+            for i, column in enumerate(v.transposed(rows)):
                 v.store(column, place(target, target_step, i))
         return context.get_dummy_value()
 

@@ -8,6 +8,9 @@ neither the batch, the threads, the layout nor the place of a pixel change the b
 Where that takes less time, the roles of the two are turned: pixels are broadcast from a copy of the source's cells, and the rows of the
 weight are lanes (``turned_worker``).  The bits are the same.
 
+A plan packs its weight.  A function's is used once: panels of one tap read it where it lies, tasks with turned roles pack a strip of it
+where they multiply, or all threads pack it ahead, whichever takes the least time.  The bits are the same, once more.
+
 A complex convolution is a real one of the components: two rows of the weight a filter, two products a channel (``pack_weight.as_real``).
 
 Results whose dtype is not that of the sums, or whose pixels do not follow one another in memory, are staged: the sums of a task's

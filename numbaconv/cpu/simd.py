@@ -244,19 +244,6 @@ def counted(b: Any, count: Any, carried: list[Any], body: Callable[[Any, list[An
     return list(values)
 
 
-def transposed(v: Vectors, rows: list[Any]) -> list[Any]:
-    """As many vectors as there are lanes: lane l of vector i becomes lane i of vector l.
-
-    Blocks of 1, 2, 4 ... lanes change places with those of the vector so far away.
-    """
-    lanes = range(v.lanes)
-    for h in (2**i for i in range(v.lanes.bit_length() - 1)):
-        upper = [lane if not lane & h else v.lanes + lane - h for lane in lanes]
-        lower = [lane + h if not lane & h else v.lanes + lane for lane in lanes]
-        rows = [v.shuffle(rows[i], rows[i | h], upper) if not i & h else v.shuffle(rows[i ^ h], rows[i], lower) for i in lanes]
-    return rows
-
-
 def outlined(builder: Any, name: str, result: Any, arguments: Sequence[Any], emit: Callable[..., Any]) -> Any:
     """Call a function of the module's own, which ``emit(builder, *arguments)`` writes when it is first asked for by this name.
 
