@@ -30,6 +30,7 @@ from .calls import Call
 from .depthwise_kernel import PIXELS
 from .direct import Direct
 from .layouts import address
+from .pack_weight import pack_weight
 from .target import target
 from .threads import most_threads
 
@@ -193,15 +194,26 @@ class DepthwiseSetup:
         return 8 + self._blocks * (self.problem.taps + 1) * self.layout.cell
 
     def pack(self, weight: AnyArray, bias: AnyArray | None) -> tuple[AnyArray, ...]:
-        p, finite = self.problem, np.array([np.isfinite(weight).all()], np.int64)
+        p, channels = self.problem, self._blocks * self.layout.lanes
+        packed, biases = np.empty(channels * p.taps, weight.dtype), np.zeros(channels, weight.dtype)
+        finite = np.array([pack_weight(address(weight), *self._order(weight, weight), packed, 0)], np.int64)
         if p.transposed and not finite[0]:
             return finite, *Direct().setup(p).pack(weight, bias)
-        lanes, blocks = self.layout.lanes, self._blocks
-        packed, biases = np.zeros((blocks * lanes, p.taps), weight.dtype), np.zeros(blocks * lanes, weight.dtype)
-        packed[: p.in_channels] = weight.reshape(p.in_channels, p.taps)
         if bias is not None:
             biases[: p.in_channels] = bias
-        return finite, np.ascontiguousarray(packed.reshape(blocks, lanes, p.taps).swapaxes(1, 2)).reshape(-1), biases
+        return finite, packed, biases
+
+    @cached_property
+    def _order(self) -> Layouts[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Where ``pack_weight`` finds the weight, by its layout."""
+
+        def place(weight: AnyArray, _: AnyArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+            steps = [step // weight.itemsize for step in weight.strides]
+            taps = [sum(i * step for i, step in zip(tap, steps[2:])) for tap in np.ndindex(*self.problem.kernel)]
+            numbers = [0, steps[0], 0, 1, self.problem.in_channels, 1, 1, 1, self.layout.lanes]
+            return np.array(numbers, np.int64), np.array(taps, np.int64)
+
+        return Layouts(place)
 
     def run(self, source: AnyArray, packed: tuple[AnyArray, ...], result: AnyArray) -> None:
         if self.problem.transposed and not packed[0][0]:
