@@ -72,7 +72,7 @@ EDGES = [
     case("igrad", (6, 7, 8), (3, 3, 3), ic=16, oc=18, p=(0, 1, 2)),
     # float64
     case("fwd", (11, 18), (3, 3), ic=16, oc=17, p=1, b=1, t="f64"),
-    case("fwd", (5, 6, 7), (3, 3, 3), ic=16, oc=16, p=1, t="f64"),
+    case("fwd", (9, 10, 11), (3, 3, 3), ic=16, oc=16, p=1, t="f64"),
     # halves: rows converted in vectors, and one by one
     *(case("fwd", (11, 18), (3, 3), ic=16, oc=17, p=1, b=1, t=t) for t in ("f16", "bf16")),
     case("fwd", (9, 14), (3, 3), ic=16, oc=16, p=((1, 2), (2, 0)), mode="reflect", t="bf16"),
@@ -224,7 +224,8 @@ BITS = [
     case("fwd", (29, 30), (3, 3), mb=3, ic=32, oc=34, g=2, p=1),
     case("fwd", (17, 22, 15), (3, 3, 3), mb=3, ic=20, oc=24, p=1, b=1),
     case("igrad", (12, 13), (3, 3), mb=3, ic=20, oc=24, p=1),
-    case("fwd", (200,), (3,), mb=3, ic=20, oc=24, p=1, t="f64"),
+    case("fwd", (200,), (3,), mb=3, ic=20, oc=24, p=1),
+    case("fwd", (12, 31), (3, 3), mb=3, ic=20, oc=24, p=1, t="f64"),
     case("fwd", (12, 31), (3, 3), mb=7, ic=100, oc=40, p=1, b=1, t="bf16"),
 ]
 
