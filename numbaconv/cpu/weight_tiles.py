@@ -66,8 +66,9 @@ def _emit_channel_tile(context: Any, builder: Any, signature: Any, arguments: An
         b.position_at_end(block)
 
         def multiply(number: Any, cell: Any, place: Any, totals: list[Any], count: int = count) -> list[Any]:
-            row = b.load(b.gep(rows_ahead, [b.and_(number, int64(AHEAD - 1))]))
-            v.prefetch_for_reading(v.at(v.pointer(source), b.add(row, cell)), 2)
+            if count > 1:  # a tile of one vector loads as much as the processor can
+                row = b.load(b.gep(rows_ahead, [b.and_(number, int64(AHEAD - 1))]))
+                v.prefetch_for_reading(v.at(v.pointer(source), b.add(row, cell)), 2)
             columns = [v.load(v.at(place, j * v.lanes)) for j in range(count)]
             new = []
             for r in range(TILE_ROWS):
