@@ -26,7 +26,7 @@ if why := packages.missing("nvdisasm", "cuobjdump", "ptxas"):
 
 import numbaconv
 from numbaconv import grad
-from numbaconv.bench.ahead import Nowhere, _channels_last, _Recorder
+from numbaconv.bench.ahead import Nowhere, _channels_last, _Recorder, processes
 from numbaconv.cuda import driver
 from numbaconv.cuda.columns import fold_kernel, unfold_kernel
 from numbaconv.cuda.copies import copy_kernel
@@ -96,14 +96,6 @@ def differentiate(p: Problem) -> None:
     grad.conv_bias(g)
 
 
-@pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> _Recorder:
-    """In the place of the driver: notes the kernels that are launched."""
-    found = _Recorder("sm_80")
-    monkeypatch.setattr(driver, "_driver", found)
-    return found
-
-
 def kind_of(kernel: Kernel) -> str:
     """Kernels that differ in sizes alone are of one kind."""
     return re.sub(r"\d+(x\d+)+|(?<=[-_])\d+(?=[-_]|$)", "", kernel.name)
@@ -130,21 +122,21 @@ def check(kernels: Iterable[Kernel]) -> None:
     assert kinds and not failures, "\n".join(failures)
 
 
-@pytest.mark.parametrize("algorithm", dict.fromkeys(name for name, _ in test_cases.PAIRS))
-def test_kernels_of_the_cases(algorithm: str, recorder: _Recorder) -> None:
+def check_all() -> None:
+    """To be called where no device is used, ever: a driver that only notes kernels is in its place, and what is prepared is remembered."""
+    recorder = driver._driver = _Recorder("sm_80")
     for name, p in test_cases.spread():
-        if name == algorithm:
-            convolve(name, p)
+        convolve(name, p)
     for name, text in test_layouts.PAIRS:
-        if name == algorithm:
-            convolve(name, Problem.parse(text), _channels_last)
-    check(recorder.kernels.values())
-
-
-def test_kernels_of_gradients(recorder: _Recorder) -> None:
+        convolve(name, Problem.parse(text), _channels_last)
     for p in test_gradients._spread(test_gradients.OWN):
         differentiate(p)
     check(recorder.kernels.values())
+
+
+def test_kernels_of_cases_layouts_and_gradients() -> None:
+    with processes(1) as pool:
+        pool.submit(check_all).result()
 
 
 def test_tiles_of_implicit_gemm() -> None:
