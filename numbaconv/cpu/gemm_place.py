@@ -66,7 +66,8 @@ def place_panels(
     g[panels.RESULT] = sum(axis.first * step for axis, step in zip(part, result[2:]))
     count, repeat = -(-pixel_count(part) // (TILE_VECTORS * shape.lanes)), shape.columns(lines[2].size)
     most = min(max(1, PANELS_A_TASK // repeat) * repeat, shape.staged_panels if g[panels.STAGED] else MOST_PANELS, count)
-    near = NEAR_BYTES // (TILE_ROWS * TILE_VECTORS * target().vector_bytes) if kernel * shape.channels > DEPTH else MOST_PANELS * shape.rows
+    added_to = kernel * shape.channels > DEPTH  # by more than one K block
+    near = NEAR_BYTES // (TILE_ROWS * TILE_VECTORS * target().vector_bytes) if added_to else max(1, shape.rows) * MOST_PANELS
     cut = division(pixel_count(part), shape.rows, shape.lanes, shape.channels, batch * p.groups, most, repeat, near, threads)
     g[panels.PANELS], g[panels.SHORT], g[panels.RUNS], g[panels.SPLITS] = cut
     tasks = cut.runs * cut.splits * batch * p.groups

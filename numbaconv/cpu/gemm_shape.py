@@ -293,7 +293,7 @@ def division(pixels: int, rows: int, lanes: int, channels: int, members: int, mo
     fewest = -(-panels // most)
 
     def least(panels: int) -> int:
-        return min(units, -(-panels * units // near))
+        return max(1, min(units, -(-panels * units // near)))
 
     whole = _even(panels, fewest, least(-(-panels // fewest))) if most % repeat else Division(most, 0, fewest, least(most))
     options = [whole]

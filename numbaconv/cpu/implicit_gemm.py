@@ -52,6 +52,7 @@ from .threads import most_threads, share, team_size
 
 _PAIRED = np.dtype(np.int16)
 _NO_ORDERS = np.empty(0, np.int64)
+MOST_STRIP_BYTES = 16 << 20  # of a thread's workspace, so that packing in strips is considered
 SMALL_WEIGHT = 1 << 14  # elements, up to which to decide how one is read takes as long as to pack it
 
 
@@ -112,8 +113,14 @@ class ImplicitGemmSetup(GemmShape):
     @cached_property
     def workspace(self) -> int:
         """Upper bound of the bytes that ``run`` allocates: of each thread a panel, tables, and a copy of a panel's results."""
-        own = most_threads() * max(self.turned_bytes if self.turnable else 0, 0 if self.turned else self._panel_bytes)
+        own = self.turned_bytes if self.turned or self._packs_strips else 0
+        own = most_threads() * (max(own, self._panel_bytes) if self.in_place or not self.turned else own)
         return max(own, Direct().setup(self.problem).workspace) if self.problem.transposed else own
+
+    @cached_property
+    def _packs_strips(self) -> bool:
+        """Whether a weight may be packed in strips."""
+        return self.turnable and self.turned_bytes <= MOST_STRIP_BYTES
 
     @property
     def _panel_bytes(self) -> int:
@@ -191,7 +198,7 @@ class ImplicitGemmSetup(GemmShape):
             if self.in_place and self.rows % TILE_ROWS == 0:
                 each = READ_FAR_CYCLES if neighbours else READ_CYCLES
                 options.append((self.panel_cycles * batch + weight.size * each, False))
-            if self.turnable:
+            if self._packs_strips:
                 each = STRIP_COPY_CYCLES if neighbours else STRIP_CYCLES
                 options.append((self.turned_cycles * batch + weight.size * each * batch * self.turned_tasks, True))
             best = min(options)

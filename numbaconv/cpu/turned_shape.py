@@ -67,8 +67,8 @@ def blocks(lines: Lines, channels: int, at_once: int, rows: int, lanes: int, mem
         counts = tuple(-(-line.size // cells) for line, cells in zip(lines, size))
         spans = tuple((cells - 1) * line.step + reach for cells, line, reach in zip(size, lines, reaches))
         found = Blocks(size, counts, spans, (-(-spans[2] // lanes) | 1) * lanes, 1)
-        tasks, vectors = members * math.prod(counts), row // lanes
-        least = min(vectors, -(-found.pixels * row // MOST_STAGED))
+        tasks, vectors = members * math.prod(counts), max(1, row // lanes)
+        least = max(1, min(vectors, -(-found.pixels * row // MOST_STAGED)))
         if best and found.box * at_once > MOST_BOX:
             continue
         for splits in range(least, 1 + min(vectors, max(least, 4 * threads // tasks if threads > 1 else 1))):

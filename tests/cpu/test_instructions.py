@@ -93,13 +93,13 @@ def test_neon_keeps_the_tile_in_registers(python: Python, dtype: str, lanes: int
         assert target().vector_bytes == 16 and gemm.Vectors(ir.IRBuilder(), types.{dtype}).lanes == {lanes}
         module, word = ir.Module(), ir.IntType(64)
         module.triple, element = triple, gemm.Vectors(ir.IRBuilder(), types.{dtype}).element.as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [word.as_pointer()] + 4 * [element] + 9 * [word])
+        kind = ir.FunctionType(ir.VoidType(), [word.as_pointer()] + 3 * [element] + 10 * [word])
         function = ir.Function(module, kind, "tile")
         builder = ir.IRBuilder(function.append_basic_block())
         tile = gemm.Tile(builder, types.{dtype})
-        tile.runs, tile.factors, tile.panel, tile.result, tile.bias = function.args[:5]
-        tile.run_count, tile.factor_step, tile.row_step, tile.rows, tile.columns, tile.ahead, tile.ahead_step = function.args[5:12]
-        tile.accumulate, tile.panel_jumps = (builder.icmp_signed("!=", number, word(0)) for number in function.args[12:])
+        tile.runs, tile.panel, tile.result, tile.bias, tile.run_count, tile.factors, tile.factor_row, tile.factor_step = function.args[:8]
+        tile.row_step, tile.rows, tile.columns, tile.ahead, tile.ahead_step = function.args[8:13]
+        tile.accumulate = builder.icmp_signed("!=", function.args[13], word(0))
         tile.emit()
         builder.ret_void()
         code = found.create_target_machine(cpu="generic", features="+neon", opt=3).emit_assembly(binding.parse_assembly(str(module)))
